@@ -82,9 +82,7 @@ class Program:
         """Pass a signal on to the program; SIGSTOP makes it hang, SIGCONT go on. No error if it has ended."""
         self._tell(f"{number:d}")
 
-    def stop(
-        self, grace_seconds: float = GRACE_SECONDS, *, number: signal.Signals | None = None
-    ) -> int | None:
+    def stop(self, grace_seconds: float = GRACE_SECONDS, *, number: signal.Signals | None = None) -> int | None:
         """The exit code, once the program and all it started have ended; killed when the grace is over."""
         self._tell(f"{number or self._stop_signal:d} {grace_seconds}")
         try:
@@ -153,8 +151,7 @@ def start(
     executable = shutil.which(command[0], path=(os.environ if env is None else env).get("PATH"))
     if executable is None:
         raise EmbeddedError(
-            f"{name} cannot be started: no program {str(command[0])!r}; "
-            "install it, or put its directory in PATH"
+            f"{name} cannot be started: no program {str(command[0])!r}; install it, or put its directory in PATH"
         )
     terms = {
         "starter": os.getpid(),
@@ -184,9 +181,7 @@ def start(
     if word != "pid":
         with leash:
             pass
-        raise EmbeddedError(
-            f"{name} cannot be started: {rest or 'its leash ended'}{_indented(log_tail(log))}"
-        )
+        raise EmbeddedError(f"{name} cannot be started: {rest or 'its leash ended'}{_indented(log_tail(log))}")
     return Program(name, int(rest), log, leash, stop_signal)
 
 

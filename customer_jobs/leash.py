@@ -29,9 +29,7 @@ SWEEP_SECONDS = 5.0
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 PR_SET_PDEATHSIG = 1  # Source: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
-PR_SET_CHILD_SUBREAPER = (
-    36  # Source: https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html
-)
+PR_SET_CHILD_SUBREAPER = 36  # Source: https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html
 
 
 class Leash:

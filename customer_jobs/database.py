@@ -1,0 +1,139 @@
+"""Engines for PostgreSQL and SQLite, and how a statement finds our schema; no query lives here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from customer_jobs.environment import setting
+from customer_jobs.errors import InvalidSetting, Unavailable
+from customer_jobs.schema import SCHEMA
+
+CONNECT_TIMEOUT_SECONDS = 3  #: An unreachable database is reported well within five seconds.
+SQLITE_BUSY_TIMEOUT_SECONDS = 10  #: Writers take turns; ten seconds of waiting means that one of them hangs.
+
+#: PostgreSQL notices a peer that vanished within about 15 s instead of two hours.
+_KEEPALIVE = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def database_url(environ: Mapping[str, str] = os.environ) -> URL:
+    """The database named by DATABASE_URL, or an InvalidSetting that says how to set it."""
+    value = setting("DATABASE_URL", environ)
+    if value is None:
+        raise InvalidSetting(
+            "DATABASE_URL is not set; for example: export DATABASE_URL=postgresql://user:password@localhost/app"
+        )
+    return parse_url(value)
+
+
+def parse_url(value: str | URL) -> URL:
+    """SQLAlchemy's URL of a database we support, whichever spelling came in (`postgres://`, `postgresql://`, `sqlite://`)."""
+    try:
+        url = make_url(value)
+    except ArgumentError:
+        # The text may hold a password: it is not repeated.
+        raise InvalidSetting(
+            "DATABASE_URL is not a database URL; it looks like postgresql://user:password@host/name or sqlite:///file"
+        ) from None
+    backend = url.get_backend_name()
+    if backend in {"postgres", "postgresql"}:
+        return url.set(drivername="postgresql+psycopg") if url.drivername in {"postgres", "postgresql"} else url
+    if backend == "sqlite":
+        return url
+    raise InvalidSetting(f"DATABASE_URL names {backend!r}; customer-jobs works on postgresql and sqlite")
+
+
+def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5) -> Engine:
+    """An engine set up for short transactions; it connects when first used.
+
+    `schema` is the PostgreSQL schema of our tables; left out, DATABASE_SCHEMA or `customer_jobs`.
+    """
+    url = parse_url(url)
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "autocommit": True})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_immediately)
+    else:
+        try:
+            engine = create_engine(
+                url,
+                pool_size=pool_size,
+                max_overflow=pool_size,
+                pool_pre_ping=True,
+                pool_timeout=CONNECT_TIMEOUT_SECONDS,
+                connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, **_KEEPALIVE},
+            )
+        except ImportError as error:
+            raise InvalidSetting(
+                "DATABASE_URL names postgresql, whose driver is missing: pip install 'customer-jobs[postgres]'"
+            ) from error
+    return in_our_schema(engine, schema)
+
+
+def in_our_schema(engine: Engine, schema: str | None = None) -> Engine:
+    """The same engine and pool, seen so that our tables are found in the right schema."""
+    return engine.execution_options(**execution_options(engine, schema))
+
+
+def execution_options(bind: Engine | Connection, schema: str | None = None) -> dict[str, Any]:
+    """What to execute one of our statements with on a connection that somebody else opened."""
+    if bind.dialect.name == "sqlite":
+        return {"schema_translate_map": {SCHEMA: None}}
+    return {"schema_translate_map": {SCHEMA: schema or schema_name()}}
+
+
+def schema_name(environ: Mapping[str, str] = os.environ) -> str:
+    """The PostgreSQL schema of our tables."""
+    return setting("DATABASE_SCHEMA", environ) or SCHEMA
+
+
+def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")  # Readers and the writer do not wait for each other.
+    cursor.execute("PRAGMA synchronous = NORMAL")  # Safe against a killed process; WAL keeps it consistent.
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_immediately(connection: Connection) -> None:
+    # A transaction that reads first and writes later would fail with "database is locked" instead of waiting its turn.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def is_unavailable(error: DBAPIError) -> bool:
+    """Whether the database could not be reached or dropped us, rather than refused a statement."""
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+@contextmanager
+def translating_outages() -> Iterator[None]:
+    """Turn a driver's "cannot reach the database" into Unavailable, in one line and without the URL."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not is_unavailable(error):
+            raise
+        first_line = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+        raise Unavailable(f"the database of DATABASE_URL cannot be used: {first_line}") from error
+
+
+def translates_outages(function: Callable[P, R]) -> Callable[P, R]:
+    """The same, for a whole function."""
+
+    @wraps(function)
+    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
+        with translating_outages():
+            return function(*args, **kwargs)
+
+    return translated
