@@ -1,6 +1,6 @@
 """Programs started on this machine for `customer-jobs dev`, `demo` and the tests: none outlives its starter.
 
-Each one runs under `leash.py`, in a session of its own: Ctrl-C at the terminal reaches the starter alone, which
+Each one runs under `leash.py`, in a session of its own: Ctrl-C at the terminal reaches only the starter, which
 then stops its programs in order; and if the starter is killed, their leashes stop them.
 """
 
@@ -269,7 +269,7 @@ def start_redis(
     """A Redis-compatible server that answers, and its URL; it listens on the loopback address only.
 
     Args:
-        directory: where it logs and, with `append_only`, keeps its data; started there again, it has them back.
+        directory: where it logs and, with `append_only`, keeps its data for the next start there.
         port: a free one if None.
         append_only: keep the data in a file, as a production broker should.
         arguments: more of the server's own, as in `["--maxmemory", "10mb"]`.

@@ -1,7 +1,7 @@
 """Holds one program on a leash: once whoever started it is gone, for whatever reason, the program ends too.
 
-`customer_jobs.embedded` runs this file by its path (`python -I -S leash.py TERMS COMMAND…`) and nothing imports
-it: it starts in milliseconds and may use nothing but the standard library. Its streams are its interface:
+`customer_jobs.embedded` runs this file by its path (`python -I -S leash.py TERMS COMMAND…`); nothing imports it.
+It starts in milliseconds and may use nothing but the standard library. Its streams are its interface:
 
 stdin   a pipe that only the starter can write to. A line `SIGNAL` passes that signal on, a line
         `SIGNAL GRACE_SECONDS` is a stop with SIGKILL after the grace. End-of-file: the starter is gone.

@@ -7,6 +7,7 @@ SQLite knows no schemas. Anybody who may INSERT is a producer: what it may leave
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -24,7 +25,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TextClause,
     false,
     func,
     literal_column,
@@ -127,8 +127,9 @@ HOLDS_EXTERNAL_ID = (
 )
 
 
-def _where(condition: str) -> dict[str, TextClause]:
-    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
+def _index(name: str, *columns: Any, query: str, where: str | None = None, unique: bool = False) -> None:
+    condition = {} if where is None else {"postgresql_where": text(where), "sqlite_where": text(where)}
+    Index(name, *columns, unique=unique, info={"query": query}, **condition)  # type: ignore[arg-type]
 
 
 _waiting = f"state IN ({_quoted(WAITING_STATES)})"
@@ -136,31 +137,67 @@ _in_flight = f"state IN ({_quoted(IN_FLIGHT_STATES)})"
 
 EXTERNAL_ID_INDEX = (jobs.c.credential, _account, jobs.c.external_id)
 
-Index("jobs_dispatch", jobs.c.credential, _account, jobs.c.reconciling, jobs.c.kind, jobs.c.priority, jobs.c.due_at,
-      **_where(_waiting),
-      info={"query": "the dispatcher: which lanes have work, and the next job of one by (priority, due_at)"})  # fmt: skip
-Index("jobs_in_flight", jobs.c.lease_expires_at,
-      **_where(_in_flight),
-      info={"query": "the dispatcher: how many are in flight; rescue: which leases ran out"})  # fmt: skip
-Index("jobs_external_id", *EXTERNAL_ID_INDEX, unique=True,
-      **_where(HOLDS_EXTERNAL_ID),
-      info={"query": "enqueue: one customer per external_id"})  # fmt: skip
-Index("jobs_linked", *EXTERNAL_ID_INDEX,
-      **_where("external_id IS NOT NULL AND kind = 'customer.fetch'"),
-      info={"query": "claim of a create: was the external_id linked to a customer by a fetch?"})  # fmt: skip
-Index("jobs_waiting_fetch", jobs.c.customer_id,
-      **_where("state = 'queued' AND kind = 'customer.fetch'"),
-      info={"query": "enqueue of a fetch: is an equal one waiting?"})  # fmt: skip
-Index("jobs_retry_of", jobs.c.retry_of, unique=True,
-      **_where("retry_of IS NOT NULL"),
-      info={"query": "retry by hand: one new job per failed one"})  # fmt: skip
-Index("jobs_customer", jobs.c.customer_id,
-      **_where("customer_id IS NOT NULL"),
-      info={"query": "show and list by cus_…"})  # fmt: skip
-Index("jobs_finished", jobs.c.finished_at,
-      **_where("finished_at IS NOT NULL"),
-      info={"query": "prune: the oldest final jobs"})  # fmt: skip
-Index("jobs_created", jobs.c.created_at, jobs.c.id, info={"query": "list: the latest jobs"})
+_index(
+    "jobs_dispatch",
+    jobs.c.credential,
+    _account,
+    jobs.c.reconciling,
+    jobs.c.kind,
+    jobs.c.priority,
+    jobs.c.due_at,
+    query="the dispatcher: which lanes have work, and the next job of one by (priority, due_at)",
+    where=_waiting,
+)
+_index(
+    "jobs_in_flight",
+    jobs.c.lease_expires_at,
+    query="the dispatcher: how many are in flight; rescue: which leases ran out",
+    where=_in_flight,
+)
+_index(
+    "jobs_external_id",
+    *EXTERNAL_ID_INDEX,
+    query="enqueue: one customer per external_id",
+    where=HOLDS_EXTERNAL_ID,
+    unique=True,
+)
+_index(
+    "jobs_linked",
+    *EXTERNAL_ID_INDEX,
+    query="claim of a create: was the external_id linked to a customer by a fetch?",
+    where="external_id IS NOT NULL AND kind = 'customer.fetch'",
+)
+_index(
+    "jobs_waiting_fetch",
+    jobs.c.customer_id,
+    query="enqueue of a fetch: is an equal one waiting?",
+    where="state = 'queued' AND kind = 'customer.fetch'",
+)
+_index(
+    "jobs_retry_of",
+    jobs.c.retry_of,
+    query="retry by hand: one new job per failed one",
+    where="retry_of IS NOT NULL",
+    unique=True,
+)
+_index(
+    "jobs_customer",
+    jobs.c.customer_id,
+    query="show and list by cus_…",
+    where="customer_id IS NOT NULL",
+)
+_index(
+    "jobs_finished",
+    jobs.c.finished_at,
+    query="prune: the oldest final jobs",
+    where="finished_at IS NOT NULL",
+)
+_index(
+    "jobs_created",
+    jobs.c.created_at,
+    jobs.c.id,
+    query="list: the latest jobs",
+)
 
 attempts = Table(
     "attempts",
@@ -184,9 +221,12 @@ attempts = Table(
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint(f"verdict IN ({_quoted(Verdict)})", name="verdict"),
 )
-Index("attempts_request_id", attempts.c.request_id,
-      **_where("request_id IS NOT NULL"),
-      info={"query": "list by req_…"})  # fmt: skip
+_index(
+    "attempts_request_id",
+    attempts.c.request_id,
+    query="list by req_…",
+    where="request_id IS NOT NULL",
+)
 
 events = Table(
     "events",
@@ -200,11 +240,23 @@ events = Table(
     Column("published_at", UtcTime, comment="null until the stream has it"),
     sqlite_autoincrement=True,
 )
-Index("events_unpublished", events.c.seq,
-      **_where("published_at IS NULL"),
-      info={"query": "relay: the oldest unpublished events"})  # fmt: skip
-Index("events_created", events.c.created_at, info={"query": "replay and prune: events by age"})
-Index("events_subject", events.c.subject, info={"query": "the completion event of a job"})
+_index(
+    "events_unpublished",
+    events.c.seq,
+    query="relay: the oldest unpublished events",
+    where="published_at IS NULL",
+)
+_index(
+    "events_created",
+    events.c.created_at,
+    query="replay and prune: events by age",
+)
+_index(
+    "events_subject",
+    events.c.subject,
+    query="the completion event of a job, of which there is exactly one",
+    unique=True,
+)
 
 customers = Table(
     "customers",
@@ -221,9 +273,14 @@ customers = Table(
     Column("data", Json, nullable=False, comment="Stripe's whole object"),
     Column("fetched_at", UtcTime, nullable=False, server_default=default_now(), comment="when it was asked for"),
 )
-Index("customers_external_id", customers.c.credential, customers.c.stripe_account, customers.c.external_id,
-      **_where("external_id IS NOT NULL"),
-      info={"query": "customer(external_id=…)"})  # fmt: skip
+_index(
+    "customers_external_id",
+    customers.c.credential,
+    customers.c.stripe_account,
+    customers.c.external_id,
+    query="customer(external_id=…)",
+    where="external_id IS NOT NULL",
+)
 
 credentials = Table(
     "credentials",
@@ -275,7 +332,11 @@ webhook_events = Table(
     Column("received_at", UtcTime, nullable=False, server_default=default_now(), comment="by ours"),
     Column("job_id", JobId, comment="the fetch it started, if any"),
 )
-Index("webhook_events_received", webhook_events.c.received_at, info={"query": "prune: the oldest"})
+_index(
+    "webhook_events_received",
+    webhook_events.c.received_at,
+    query="prune: the oldest",
+)
 
 
 def is_waiting() -> ColumnElement[bool]:
