@@ -3,7 +3,8 @@
 from customer_jobs.sandbox.faults import FAULTS, Fault, UnknownFaultError
 from customer_jobs.sandbox.journal import Request
 from customer_jobs.sandbox.limits import Limits
-from customer_jobs.sandbox.server import Sandbox, serve
+from customer_jobs.sandbox.server import Sandbox
+from customer_jobs.sandbox.standalone import serve
 from customer_jobs.sandbox.webhooks import Delivery, Endpoint, sign
 
 __all__ = [

@@ -6,100 +6,25 @@ Nothing here touches a socket.
 
 import hashlib
 import json
-import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from urllib.parse import unquote
+from collections.abc import Callable
 
-from customer_jobs.sandbox import parameters
-from customer_jobs.sandbox.choosing import MAGIC_ID, Faults, script_of
-from customer_jobs.sandbox.customers import Json, deleted_customer, expanded, new_id
-from customer_jobs.sandbox.faults import Fault, UnknownFaultError, Wire
-from customer_jobs.sandbox.forms import Params, decode
-from customer_jobs.sandbox.idempotency import IdempotencyKeys, Saved, Scope
-from customer_jobs.sandbox.journal import Journal, Request
+from customer_jobs.sandbox.answers import Answer, answer_headers, dump, refused, replayed
+from customer_jobs.sandbox.calls import CHECKS, PERMISSIONS, Call, Work, route, understand
+from customer_jobs.sandbox.checks import checked
+from customer_jobs.sandbox.choosing import Faults, script_of
+from customer_jobs.sandbox.customers import Json, deleted_customer, new_id
+from customer_jobs.sandbox.deeds import do
+from customer_jobs.sandbox.faults import Fault, UnknownFaultError
+from customer_jobs.sandbox.forms import Params
+from customer_jobs.sandbox.idempotency import IdempotencyKeys, Saved
+from customer_jobs.sandbox.journal import Journal
 from customer_jobs.sandbox.keys import Caller, bearer, identify, lacks_permission, mask
 from customer_jobs.sandbox.limits import Limiter
 from customer_jobs.sandbox.pace import Pace
 from customer_jobs.sandbox.refusals import Refusal, rate_limited, server_error, unrecognized_url
 from customer_jobs.sandbox.spoiling import instead, spoiled
-from customer_jobs.sandbox.store import API_VERSION, Store
-
-VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.[a-z]+)?(;.*)?")
-
-#: Endpoint by method and path; the limits count per endpoint.
-ROUTES = (
-    ("create", "POST", re.compile(r"/v1/customers")),
-    ("list", "GET", re.compile(r"/v1/customers")),
-    ("retrieve", "GET", re.compile(r"/v1/customers/([^/]+)")),
-    ("update", "POST", re.compile(r"/v1/customers/([^/]+)")),
-    ("delete", "DELETE", re.compile(r"/v1/customers/([^/]+)")),
-    ("account", "GET", re.compile(r"/v1/account")),
-    ("balance", "GET", re.compile(r"/v1/balance")),
-    ("events", "GET", re.compile(r"/v1/events")),
-    ("event", "GET", re.compile(r"/v1/events/([^/]+)")),
-)
-#: The restriction that takes an endpoint from a restricted key, and the permission its message names.
-PERMISSIONS = {
-    "create": ("nowrite", "rak_customer_write"),
-    "update": ("nowrite", "rak_customer_write"),
-    "delete": ("nowrite", "rak_customer_write"),
-    "retrieve": ("noread", "rak_customer_read"),
-    "list": ("noread", "rak_customer_read"),
-    "events": ("noread", "rak_event_read"),
-    "event": ("noread", "rak_event_read"),
-    "account": ("noaccount", "rak_accounts_kyc_basic_read"),
-    "balance": ("noaccount", "rak_balance_read"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request as it came over the wire; header names in lower case."""
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(slots=True)
-class Answer:
-    """What is sent back, and what the wire does to it."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    error_code: str | None = None
-    rate_limited_reason: str | None = None
-    should_retry: bool | None = None
-    original_request: str | None = None  #: the request whose saved answer this is
-    wire: Wire = ""
-    wire_seconds: float = 0.0
-    headers: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A request that was understood."""
-
-    request: Request
-    endpoint: str
-    item_id: str
-    params: Params
-    caller: Caller
-    fingerprint: bytes
-
-    @property
-    def world(self) -> Scope:
-        return self.caller.account, self.caller.acting_for, self.caller.mode
-
-    @property
-    def cause(self) -> Json:
-        """The `request` of an event."""
-        return {"id": self.request.request_id, "idempotency_key": self.request.idempotency_key}
+from customer_jobs.sandbox.store import Store
 
 
 class Api:
@@ -249,139 +174,12 @@ class Api:
     def _perform(self, work: Work, fault: Fault | None) -> Answer:
         moment = fault.moment if fault else "pass"
         extra_seconds = fault.seconds if fault and moment == "pass" else 0.0
-        params = parameters.checked(work.params, CHECKS[work.endpoint])
+        params = checked(work.params, CHECKS[work.endpoint])
         self._pace.before_deed(work.request, extra_seconds)
         if moment != "freeze":
-            answer = Answer(200, dump(self._deed(work, params)))
+            answer = Answer(200, dump(do(work, params, self._store, self._publish)))
         self._pace.after_deed(work.request)
         if moment in ("freeze", "freeze_after"):
             answer = refused(server_error(500), work.request)
             answer.should_retry = False
         return answer
-
-    def _deed(self, work: Work, params: Params) -> Json:
-        store, caller = self._store, work.caller
-        account, mode = caller.acting_for, caller.mode
-        match work.endpoint:
-            case "create":
-                item, event = store.create(account, mode, params, work.cause)
-            case "update":
-                item, event = store.update(account, mode, work.item_id, params, work.cause)
-            case "delete":
-                item, event = store.delete(account, mode, work.item_id, work.cause)
-            case "retrieve":
-                if work.item_id.startswith(MAGIC_ID):
-                    store.ensure(account, mode, work.item_id)
-                return expanded(store.retrieve(account, mode, work.item_id), params.get("expand", []))
-            case "list":
-                page, more = store.list_customers(account, mode, params)
-                return listed("/v1/customers", [expanded(item, params.get("expand", [])) for item in page], more)
-            case "events":
-                return listed("/v1/events", *store.list_events(account, mode, params))
-            case "event":
-                return store.event(account, mode, work.item_id)
-            case "account":
-                return account_object(account)
-            case _:
-                return {"object": "balance", "available": [], "livemode": caller.livemode, "pending": []}
-        self._publish(event, caller)
-        return expanded(item, params.get("expand", []))
-
-
-CHECKS = {
-    "create": parameters.CREATE,
-    "update": parameters.UPDATE,
-    "retrieve": parameters.RETRIEVE,
-    "list": parameters.LIST,
-    "events": parameters.LIST_EVENTS,
-    "delete": parameters.NONE,
-    "event": parameters.NONE,
-    "account": parameters.NONE,
-    "balance": parameters.NONE,
-}
-
-
-def route(method: str, path: str) -> tuple[str | None, str]:
-    """The endpoint and the id in the path; no endpoint for what Stripe does not know either."""
-    for endpoint, wanted, pattern in ROUTES:
-        if method == wanted:
-            match = pattern.fullmatch(path)
-            if match is not None:
-                return endpoint, unquote(match[1]) if match.groups() else ""
-    return None, ""
-
-
-def understand(call: Call) -> Params:
-    """The parameters of query and form.
-
-    Raises:
-        Refusal: 400 when they are not form-encoded, or the version header is not a version.
-    """
-    version = call.headers.get("stripe-version")
-    if version is not None and not VERSION.fullmatch(version):
-        raise Refusal(400, f"Invalid Stripe API version: {version}")
-    content_type = call.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if call.body and content_type not in ("", "application/x-www-form-urlencoded"):
-        raise Refusal(400, "Invalid request: check that the content type is application/x-www-form-urlencoded.")
-    return decode(call.query.encode("utf-8", "replace") + b"&" + call.body if call.query else call.body)
-
-
-def dump(item: Json) -> bytes:
-    return json.dumps(item).encode()
-
-
-def listed(url: str, page: list[Json], has_more: bool) -> Json:
-    return {"object": "list", "data": page, "has_more": has_more, "url": url}
-
-
-def refused(refusal: Refusal, request: Request) -> Answer:
-    return Answer(
-        refusal.status,
-        refusal.body(request.request_id, livemode=request.mode == "live"),
-        error_code=refusal.code,
-        rate_limited_reason=refusal.rate_limited_reason,
-        should_retry=refusal.should_retry,
-    )
-
-
-def replayed(saved: Saved) -> Answer:
-    """The saved answer; Stripe advises against retrying a saved error, it would only come back again."""
-    should_retry = False if saved.status >= 400 else None
-    return Answer(saved.status, saved.body, should_retry=should_retry, original_request=saved.request_id)
-
-
-def answer_headers(request: Request, answer: Answer) -> list[tuple[str, str]]:
-    """Stripe's headers; the empty page of a proxy has none of them."""
-    headers = [("Content-Type", answer.content_type)]
-    if answer.content_type != "application/json":
-        return headers
-    headers += [("Request-Id", request.request_id), ("Stripe-Version", request.stripe_version or API_VERSION)]
-    optional = {
-        "Idempotency-Key": request.idempotency_key,
-        "Original-Request": answer.original_request or (request.request_id if request.idempotency_key else None),
-        "Idempotent-Replayed": "true" if answer.original_request else None,
-        "Stripe-Account": request.stripe_account,
-        "Stripe-Rate-Limited-Reason": answer.rate_limited_reason,
-        "Stripe-Should-Retry": None if answer.should_retry is None else str(answer.should_retry).lower(),
-    }
-    return headers + [(name, value) for name, value in optional.items() if value]
-
-
-def account_object(account: str) -> Json:
-    """The parts of an account that an application looks at.
-
-    Source: https://docs.stripe.com/api/accounts/object
-    """
-    return {
-        "id": account,
-        "object": "account",
-        "business_profile": {"name": account.removeprefix("acct_"), "url": None},
-        "charges_enabled": True,
-        "country": "US",
-        "default_currency": "usd",
-        "details_submitted": True,
-        "email": None,
-        "metadata": {},
-        "payouts_enabled": True,
-        "type": "standard",
-    }

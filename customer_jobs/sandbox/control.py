@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from customer_jobs.sandbox.api import Call
+from customer_jobs.sandbox.calls import Call
 from customer_jobs.sandbox.webhooks import Endpoint
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _clear_faults(sandbox: "Sandbox", _: Json) -> Json:
 
 def _limits(sandbox: "Sandbox", arguments: Json) -> Json:
     if arguments:
-        sandbox.set_rate_limit(**arguments)
+        sandbox.set_limits(**arguments)
     return dataclasses.asdict(sandbox.limits)
 
 

@@ -7,7 +7,7 @@ import secrets
 import string
 from typing import Any
 
-from customer_jobs.sandbox.parameters import count_metadata
+from customer_jobs.sandbox.checks import count_metadata
 
 Json = dict[str, Any]
 

@@ -21,6 +21,7 @@ class Pace:
         self._condition = threading.Condition()
         self._held: Callable[[Request], bool] | None = None
         self._held_after = False
+        self._waiting = 0
         self._stopped = threading.Event()
         self._low = self._high = 0.0
         self.set_latency(latency_seconds)
@@ -63,11 +64,20 @@ class Pace:
         if seconds > 0.0 and self._stopped.wait(seconds):
             raise StoppedError
 
+    def wait_until_held(self, count: int, timeout_seconds: float) -> None:
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._waiting >= count, timeout_seconds):
+                raise TimeoutError(f"{self._waiting} of {count} requests are held after {timeout_seconds:g} s")
+
     def _pass_gate(self, request: Request, *, after: bool) -> None:
         if self._held is None:
             return
         with self._condition:
-            self._condition.wait_for(lambda: self._stopped.is_set() or not self._holds(request, after=after))
+            if self._holds(request, after=after):
+                self._waiting += 1
+                self._condition.notify_all()
+                self._condition.wait_for(lambda: self._stopped.is_set() or not self._holds(request, after=after))
+                self._waiting -= 1
         if self._stopped.is_set():
             raise StoppedError
 

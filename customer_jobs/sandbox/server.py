@@ -1,7 +1,5 @@
 """The sandbox as one object, in a test's process or on its own; the parts it is made of do the work."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -184,9 +182,13 @@ class Sandbox:
     def limits(self) -> Limits:
         return self._limiter.limits
 
-    def set_rate_limit(self, rate: float | None = None, **changes: float | None) -> None:
-        """Other limits from now on: the rate per endpoint, and by name any of `Limits`; buckets start full."""
-        self._limiter.set(changed(self._limiter.limits, {"rate": rate, **changes}))
+    def set_rate_limit(self, rate: float | None) -> None:
+        """Another rate per endpoint from now on, in requests per second; buckets start full."""
+        self.set_limits(rate=rate)
+
+    def set_limits(self, **changes: float | None) -> None:
+        """Other limits from now on, those of `Limits` that are named; buckets start full."""
+        self._limiter.set(changed(self._limiter.limits, dict(changes)))
 
     def set_latency(self, latency_seconds: Latency) -> None:
         self._pace.set_latency(latency_seconds)
@@ -198,6 +200,14 @@ class Sandbox:
         """
         self._pace.hold(predicate, after=after)
 
+    def wait_until_held(self, count: int = 1, timeout_seconds: float = 10.0) -> None:
+        """Return once so many requests wait at the gate.
+
+        Raises:
+            TimeoutError: they did not come.
+        """
+        self._pace.wait_until_held(count, timeout_seconds)
+
     def release(self) -> None:
         """Let all that is held go on, and hold nothing any more."""
         self._pace.release()
@@ -208,43 +218,3 @@ class Sandbox:
 
 #: The `request` of an event that no API request caused.
 NOBODY: Json = {"id": None, "idempotency_key": None}
-
-
-def serve(
-    port: int,
-    *,
-    latency_seconds: Latency = 0.0,
-    rate_limit: float | None = None,
-    account_rate_limit: float | None = None,
-    rate_bucket_seconds: float = 1.0,
-    concurrency_limit: int | None = None,
-    account_concurrency_limit: int | None = None,
-    faults: str = "",
-    seed: int | None = None,
-    webhooks: tuple[Endpoint, ...] = (),
-    on_ready: Callable[[Sandbox], None] = lambda _: None,
-) -> None:
-    """Run a sandbox until SIGTERM or SIGINT; `on_ready` is called once it listens.
-
-    Must be called in the main thread, where signals arrive. The handlers before are put back.
-    """
-    ended = threading.Event()
-    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with Sandbox(
-            port,
-            latency_seconds=latency_seconds,
-            rate_limit=rate_limit,
-            account_rate_limit=account_rate_limit,
-            rate_bucket_seconds=rate_bucket_seconds,
-            concurrency_limit=concurrency_limit,
-            account_concurrency_limit=account_concurrency_limit,
-            faults=faults,
-            seed=seed,
-            webhooks=webhooks,
-        ) as sandbox:
-            on_ready(sandbox)
-            ended.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

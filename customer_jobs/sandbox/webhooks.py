@@ -30,7 +30,7 @@ class Endpoint:
     """Where events go and how well the way there works."""
 
     url: str
-    secret: str  #: whsec_…
+    secret: str  #: whsec_…; several, separated by commas, while one is rolled
     account: str | None = None  #: only events of this `acct_…`; None is all
     types: tuple[str, ...] = ("*",)  #: event types, `*` is all
     payload: Literal["snapshot", "thin"] = "snapshot"
@@ -75,12 +75,14 @@ class _Parcel:
 def sign(body: bytes | str, secret: str, timestamp: int | None = None) -> str:
     """The Stripe-Signature header for a body; timestamp in seconds since 1970, now if left out.
 
+    Several secrets, separated by commas, make several `v1`, as while a secret is rolled.
+
     Source: https://docs.stripe.com/webhooks#verify-manually
     """
     moment = int(time.time()) if timestamp is None else timestamp
-    payload = body.encode() if isinstance(body, str) else body
-    digest = hmac.new(secret.encode(), f"{moment}.".encode() + payload, hashlib.sha256).hexdigest()
-    return f"t={moment},v1={digest}"
+    payload = f"{moment}.".encode() + (body.encode() if isinstance(body, str) else body)
+    digests = (hmac.new(one.strip().encode(), payload, hashlib.sha256).hexdigest() for one in secret.split(","))
+    return ",".join([f"t={moment}", *(f"v1={digest}" for digest in digests)])
 
 
 def thin(event: Json) -> Json:
@@ -130,12 +132,10 @@ class Webhooks:
         """Deliver the event to every endpoint that wants it; account is the one it happened in."""
         if not self._endpoints:
             return
-        if connected:
-            event = event | {"account": account}
         with self._changed:
-            for endpoint in self._endpoints:
-                if not endpoint.wants(event, account):
-                    continue
+            wanting = [endpoint for endpoint in self._endpoints if endpoint.wants(event, account)]
+            event = event | {"pending_webhooks": len(wanting)} | ({"account": account} if connected else {})
+            for endpoint in wanting:
                 copies = 2 if self._random.random() < endpoint.duplicate_probability else 1
                 for _ in range(copies):
                     late = endpoint.delay_seconds + self._random.uniform(0.0, endpoint.shuffle_seconds)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import socketserver
@@ -11,10 +12,13 @@ from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
-from customer_jobs.sandbox.api import Answer, Api, Call
+from customer_jobs.sandbox.answers import Answer
+from customer_jobs.sandbox.api import Api
+from customer_jobs.sandbox.calls import Call
 from customer_jobs.sandbox.pace import Pace, StoppedError
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 #: Stripe's own bound is not documented; no customer comes near it.
@@ -36,11 +40,9 @@ class Control(Protocol):
         """The status and the JSON document."""
 
 
-class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
+class Listener(socketserver.TCPServer):
     """The listening socket with a thread per connection, all of which `stop` ends."""
 
-    daemon_threads = True
-    block_on_close = False
     allow_reuse_address = True
     request_queue_size = BACKLOG
 
@@ -73,17 +75,22 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         for thread in threads:
             thread.join(JOIN_SECONDS)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer the connection in a thread of its own, known before it starts, so that `stop` misses none."""
+        thread = threading.Thread(target=self._converse, args=(request, client_address), daemon=True)
         with self._connections_lock:
-            self._connections[request] = threading.current_thread()
+            self._connections[request] = thread
+        thread.start()
+
+    def _converse(self, request: socket.socket, client_address: Any) -> None:
         try:
-            super().process_request_thread(request, client_address)
+            # A client that hangs up in the middle is everyday business.
+            with contextlib.suppress(OSError):
+                self.finish_request(request, client_address)
         finally:
+            self.shutdown_request(request)
             with self._connections_lock:
                 del self._connections[request]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up in the middle is everyday business; it is not reported."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -96,9 +103,12 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
-        except (OSError, StoppedError, ValueError):
+        except (OSError, StoppedError):
             # The client went away, or the sandbox stops; there is nobody left to answer.
             self.close_connection = True
+        except Exception:
+            log.exception("the sandbox failed at %s %s", self.command, self.path)
+            self.send_error(500, "the sandbox itself failed; see its log")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """The journal is the log."""
@@ -115,10 +125,10 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body()
         if body is None:
             return
-        url = urlsplit(self.path if not self.path.startswith("//") else "/" + self.path.lstrip("/"))
+        path, _, query = self.path.partition("?")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        call = Call(self.command, url.path, url.query, headers, body)
-        if url.path.startswith("/_sandbox/"):
+        call = Call(self.command, path, query, headers, body)
+        if path.startswith("/_sandbox/"):
             status, document = self.server.control(call)
             self._send(status, [("Content-Type", "application/json")], json.dumps(document).encode())
             return
