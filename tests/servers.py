@@ -191,8 +191,8 @@ def without_root(directory: Path) -> list[str]:
 
 
 def initdb(program: Path, data: Path, prefix: list[str]) -> None:
-    arguments = ["-D", data, "-U", "app", "-A", "trust", "--no-sync", "--locale=C", "--encoding=UTF8"]
-    command: list[str | Path] = [*prefix, program, *arguments]
+    options = ["-U", "app", "-A", "trust", "--no-sync", "--locale=C", "--encoding=UTF8"]
+    command: list[str | Path] = [*prefix, program, "-D", data, *options]
     made = subprocess.run(command, capture_output=True, text=True, cwd=data.parent)
     if made.returncode:
         raise EmbeddedError(f"initdb failed: {made.stderr.strip()}")
