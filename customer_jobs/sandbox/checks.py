@@ -107,8 +107,6 @@ def list_of(item: Check) -> Check:
 
 def metadata(param: str, value: Any) -> dict[str, str]:
     """Keys and values as sent; an empty value unsets its key, an empty string in place of the object all."""
-    if isinstance(value, list):
-        value = {str(index): child for index, child in enumerate(value)}
     if not isinstance(value, dict):
         if value == "":
             return {}

@@ -33,7 +33,8 @@ def decode(text: bytes | str) -> Params:
     root: Params = {}
     for name, value in pairs:
         _put(root, name, value)
-    return {name: _listed(value) for name, value in root.items()}
+    # Keys of metadata are names, even where they look like positions.
+    return {name: value if name == "metadata" else _listed(value) for name, value in root.items()}
 
 
 def _put(root: Params, name: str, value: str) -> None:
