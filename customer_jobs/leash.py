@@ -151,7 +151,9 @@ def spawn(command: list[str], prctl: Callable[[int, int], int] | None) -> subpro
         for number in (*STOPPING, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)  # "ignored" would be inherited, from nohup for instance
         if prctl:
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # for the case that the leash itself is killed
+            # For the case that the leash itself is killed. What the program has started by then is killed by
+            # the starter if that lives, but for processes in sessions of their own: nobody knows of these.
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != leash:
                 os._exit(1)
 

@@ -196,13 +196,14 @@ def test_a_killed_leash_takes_its_program_along(tmp_path: Path) -> None:
     program = embedded.start(
         "family", [*PYTHON, FAMILY, str(tmp_path / "family-0")], log=tmp_path / "log", remove=[tmp_path]
     )
-    pid, leash, near, _ = family(tmp_path)
+    pid, leash, near, far = family(tmp_path)
 
     os.kill(leash, signal.SIGKILL)
     embedded.wait_until(lambda: not program.running(), SOON_SECONDS, "the end is noticed")
 
     assert program.exit_code() is None
     await_gone([pid, near])
+    os.kill(far, signal.SIGKILL)  # without a leash nobody knows of a child in a session of its own
 
 
 def test_stopping_a_leash_stops_its_program_in_good_order(tmp_path: Path) -> None:
