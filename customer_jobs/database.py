@@ -1,14 +1,14 @@
-"""Engines for PostgreSQL and SQLite, and how a statement finds our schema; no query lives here."""
+"""Engines and transactions on PostgreSQL and SQLite, and how a statement finds our schema; no query lives here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, CursorResult, Engine, Executable, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -22,9 +22,6 @@ SQLITE_BUSY_TIMEOUT_SECONDS = 10  #: Writers take turns; ten seconds of waiting 
 
 #: PostgreSQL notices a peer that vanished within about 15 s instead of two hours.
 _KEEPALIVE = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3}
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def database_url(environ: Mapping[str, str] = os.environ) -> URL:
@@ -61,7 +58,7 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
     """
     url = parse_url(url)
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "autocommit": True})
+        engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "isolation_level": None})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_immediately)
     else:
@@ -83,14 +80,54 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
 
 def in_our_schema(engine: Engine, schema: str | None = None) -> Engine:
     """The same engine and pool, seen so that our tables are found in the right schema."""
-    return engine.execution_options(**execution_options(engine, schema))
+    return engine.execution_options(**_options(engine, schema))
 
 
-def execution_options(bind: Engine | Connection, schema: str | None = None) -> dict[str, Any]:
-    """What to execute one of our statements with on a connection that somebody else opened."""
-    if bind.dialect.name == "sqlite":
-        return {"schema_translate_map": {SCHEMA: None}}
-    return {"schema_translate_map": {SCHEMA: schema or schema_name()}}
+def _options(bind: Engine | Connection, schema: str | None) -> dict[str, Any]:
+    ours = None if bind.dialect.name == "sqlite" else schema or schema_name()
+    return {"schema_translate_map": {SCHEMA: ours}}
+
+
+class Transaction:
+    """A connection within a transaction that somebody else ends, seen so that our tables are found.
+
+    The connection itself, which may be the app's own, keeps its options.
+    """
+
+    def __init__(self, connection: Connection, schema: str | None = None) -> None:
+        self.connection = connection
+        self.dialect_name = connection.dialect.name
+        self._options = _options(connection, schema)
+
+    def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        return self.connection.execute(statement, parameters, execution_options=self._options)
+
+    def rows(self, statement: Executable, parameters: Any = None) -> list[dict[str, Any]]:
+        """What a statement returns, each row by the names of its columns."""
+        return [{**row} for row in self.execute(statement, parameters).mappings()]
+
+    def row(self, statement: Executable, parameters: Any = None) -> dict[str, Any] | None:
+        """The only row, or None."""
+        row = self.execute(statement, parameters).mappings().one_or_none()
+        return None if row is None else {**row}
+
+    def insert(self, table: Table) -> Any:
+        """The dialect's INSERT, which knows ON CONFLICT."""
+        return sqlite.insert(table) if self.dialect_name == "sqlite" else postgresql.insert(table)
+
+
+@contextmanager
+def writing(engine: Engine, schema: str | None = None) -> Iterator[Transaction]:
+    """A transaction of its own, committed at the end; an unreachable database is Unavailable."""
+    with translating_outages(), engine.begin() as connection:
+        yield Transaction(connection, schema)
+
+
+@contextmanager
+def reading(engine: Engine, schema: str | None = None) -> Iterator[Transaction]:
+    """A transaction that only reads; an unreachable database is Unavailable."""
+    with translating_outages(), engine.execution_options(only_reads=True).connect() as connection:
+        yield Transaction(connection, schema)
 
 
 def schema_name(environ: Mapping[str, str] = os.environ) -> str:
@@ -107,8 +144,10 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
 
 
 def _begin_immediately(connection: Connection) -> None:
-    # A transaction that reads first and writes later would fail with "database is locked" instead of waiting its turn.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # A transaction that reads first and writes later would fail with "database is locked" instead of waiting its turn;
+    # one that says it only reads never waits at all.
+    only_reads = connection.get_execution_options().get("only_reads", False)
+    connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
 
 def is_unavailable(error: DBAPIError) -> bool:
@@ -126,14 +165,3 @@ def translating_outages() -> Iterator[None]:
             raise
         first_line = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
         raise Unavailable(f"the database of DATABASE_URL cannot be used: {first_line}") from error
-
-
-def translates_outages(function: Callable[P, R]) -> Callable[P, R]:
-    """The same, for a whole function."""
-
-    @wraps(function)
-    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
-        with translating_outages():
-            return function(*args, **kwargs)
-
-    return translated

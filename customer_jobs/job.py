@@ -106,6 +106,8 @@ def customer_from_row(row: Mapping[str, Any]) -> Customer:
 def _json(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, State):
+        return value.value
     if isinstance(value, dict):
         return {key: _json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

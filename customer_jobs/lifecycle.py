@@ -1,0 +1,273 @@
+"""The changes of a job's state, each one guarded statement with what must be written beside it in the same transaction.
+
+The caller owns the transaction. A change that comes too late (the lease was lost, the job is final) changes nothing and
+says so. Who decides *which* change is due lives elsewhere: the runner for attempts, the dispatcher for leases.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
+
+from customer_jobs.customers import keep_copy
+from customer_jobs.database import Transaction
+from customer_jobs.events import completion_event
+from customer_jobs.schema import attempts, events, jobs
+from customer_jobs.sql import now
+from customer_jobs.vocabulary import Outcome, State, Verdict
+
+Row = dict[str, Any]  #: A row by the names of its columns.
+
+LEASE_SECONDS = 15  #: A worker that was killed is noticed within this; it extends its leases every 5 s.
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to record one attempt at a job: whoever else holds another token is too late."""
+
+    job: Row  #: The row as the claim left it.
+    lease_token: str
+    number: int  #: Of the attempt, in the ledger.
+
+
+@dataclass(frozen=True)
+class Sending:
+    """What an attempt is about to send."""
+
+    params: str  #: JSON text; kept only by the first attempt.
+    sent_to: str  #: Stripe account id or key fingerprint.
+    idempotency_key: str | None
+    may_create: bool  #: Whether Stripe could make a customer of it.
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger keeps of an attempt that came to an end."""
+
+    verdict: Verdict
+    ambiguous: bool = False
+    http_status: int | None = None
+    error_type: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    request_id: str | None = None
+    rate_limited_reason: str | None = None
+    replayed: bool = False
+    duration_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Success:
+    """How a job ends well."""
+
+    outcome: Outcome
+    customer: Mapping[str, Any]  #: Stripe's whole object.
+    headers: Mapping[str, str]
+    livemode: bool
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "customer_id": self.customer.get("id"),
+            "customer_email": self.customer.get("email"),
+            "response": dict(self.customer),
+            "headers": dict(self.headers),
+        }
+
+
+def read(transaction: Transaction, job_id: str) -> Row | None:
+    """The row of a job, whatever its state."""
+    return transaction.row(select(*jobs.c).where(jobs.c.id == job_id))
+
+
+def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sending | None) -> Claim | None:
+    """Take a dispatched job for one attempt, or None: somebody else has it, or it is no longer to be done.
+
+    What is about to be sent to Stripe is written down before it is sent; `sending` is None where nothing will be sent.
+    """
+    token = str(uuid.uuid4())
+    values: dict[str, Any] = {
+        "state": State.RUNNING,
+        "lease_token": token,
+        "lease_expires_at": now(LEASE_SECONDS),
+        "attempt": jobs.c.attempt + 1,
+        "started_at": func.coalesce(jobs.c.started_at, now()),
+    }
+    if sending is not None:
+        values["params"] = func.coalesce(jobs.c.params, sending.params)
+        values["sent_to"] = case((jobs.c.first_sent_at.is_(None), sending.sent_to), else_=jobs.c.sent_to)
+        if sending.may_create:
+            values["first_sent_at"] = func.coalesce(jobs.c.first_sent_at, now())
+    row = _change(transaction, jobs.c.id == job_id, jobs.c.state == State.DISPATCHED, **values)
+    if row is None:
+        return None
+    next_number = select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(attempts.c.job_id == job_id)
+    statement = insert(attempts).values(
+        job_id=job_id,
+        number=next_number.scalar_subquery(),
+        # Until its end is recorded a create may have been executed: a crash leaves the truth behind.
+        ambiguous=sending is not None and sending.may_create,
+        idempotency_key=sending.idempotency_key if sending is not None else None,
+        worker=worker,
+    )
+    number = transaction.execute(statement.returning(attempts.c.number)).scalar_one()
+    return Claim(job=row, lease_token=token, number=number)
+
+
+def extend(transaction: Transaction, job_ids: list[str], *, worker_tokens: list[str], longest_seconds: int) -> int:
+    """Push back the end of leases still held; how many. None is extended past `longest_seconds` after its claim."""
+    began = (
+        select(func.max(attempts.c.started_at)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery()
+    )
+    return transaction.execute(
+        update(jobs)
+        .where(
+            jobs.c.id.in_(job_ids),
+            jobs.c.lease_token.in_(worker_tokens),
+            jobs.c.state == State.RUNNING,
+            began > now(-longest_seconds),
+        )
+        .values(lease_expires_at=now(LEASE_SECONDS))
+    ).rowcount
+
+
+def succeed(transaction: Transaction, held: Claim, success: Success, entry: Entry) -> bool:
+    """Record the end the job was made for; False if somebody else was faster."""
+    complete_attempt(transaction, held, entry)
+    row = _change(
+        transaction,
+        *_holds(held),
+        state=State.SUCCEEDED,
+        lease_token=null(),
+        lease_expires_at=null(),
+        finished_at=now(),
+        outcome=success.outcome,
+        customer_id=success.customer.get("id"),
+        livemode=success.livemode,
+        result=success.result(),
+        error=null(),
+    )
+    if row is None:
+        return False
+    keep_copy(transaction, row, success.customer, asked_at=_started_at(held))
+    _emit(transaction, row)
+    return True
+
+
+def retry_later(
+    transaction: Transaction,
+    held: Claim,
+    entry: Entry,
+    *,
+    delay_seconds: float,
+    error: Mapping[str, Any],
+    attempt_used: bool = True,
+    reconciling: bool | None = None,
+) -> bool:
+    """Record an attempt that is worth another, due in `delay_seconds`; False if the lease was lost."""
+    complete_attempt(transaction, held, entry)
+    row = _change(
+        transaction,
+        *_holds(held),
+        state=State.RETRYING,
+        lease_token=null(),
+        lease_expires_at=null(),
+        due_at=now(delay_seconds),
+        attempt=jobs.c.attempt if attempt_used else jobs.c.attempt - 1,
+        reconciling=jobs.c.reconciling if reconciling is None else reconciling,
+        first_sent_at=_first_sent_at(stays=jobs.c.reconciling if reconciling is None else literal(reconciling)),
+        error=dict(error),
+    )
+    return row is not None
+
+
+def fail(transaction: Transaction, held: Claim, entry: Entry, *, error: Mapping[str, Any]) -> bool:
+    """Record that the job cannot be done; False if the lease was lost."""
+    complete_attempt(transaction, held, entry)
+    return _fail(transaction, error, *_holds(held))
+
+
+def fail_unclaimed(transaction: Transaction, job_id: str, *, error: Mapping[str, Any]) -> bool:
+    """End a waiting job that cannot even be tried, such as a row that cannot be read."""
+    return _fail(transaction, error, jobs.c.id == job_id, jobs.c.state.in_([State.QUEUED, State.RETRYING]))
+
+
+def cancel(transaction: Transaction, job_id: str) -> bool:
+    """Take a waiting job back; False once Stripe may have heard of it, or when it is not waiting."""
+    row = _change(
+        transaction,
+        jobs.c.id == job_id,
+        jobs.c.state.in_([State.QUEUED, State.RETRYING]),
+        jobs.c.first_sent_at.is_(None),
+        state=State.CANCELLED,
+        finished_at=now(),
+    )
+    if row is not None:
+        _emit(transaction, row)
+    return row is not None
+
+
+def complete_attempt(transaction: Transaction, held: Claim, entry: Entry) -> None:
+    """Finish the ledger's row. A late writer does so too: the ledger holds every answer that Stripe gave."""
+    transaction.execute(update(attempts).where(*_of_attempt(held)).values(finished_at=now(), **asdict(entry)))
+
+
+def _fail(transaction: Transaction, error: Mapping[str, Any], *conditions: ColumnElement[bool]) -> bool:
+    row = _change(
+        transaction,
+        *conditions,
+        state=State.FAILED,
+        lease_token=null(),
+        lease_expires_at=null(),
+        finished_at=now(),
+        first_sent_at=_first_sent_at(stays=jobs.c.reconciling),
+        error=dict(error),
+    )
+    if row is not None:
+        _emit(transaction, row)
+    return row is not None
+
+
+def _change(transaction: Transaction, *conditions: ColumnElement[bool], **values: Any) -> Row | None:
+    statement = update(jobs).where(*conditions).values(**values).returning(*jobs.c)
+    return transaction.row(statement)
+
+
+def _emit(transaction: Transaction, row: Row) -> None:
+    transaction.execute(insert(events).values(completion_event(row, State(row["state"]))))
+
+
+def _holds(held: Claim) -> tuple[ColumnElement[bool], ...]:
+    return (
+        jobs.c.id == held.job["id"],
+        jobs.c.state == State.RUNNING,
+        jobs.c.lease_token == held.lease_token,
+    )
+
+
+def _of_attempt(held: Claim) -> tuple[ColumnElement[bool], ...]:
+    return (attempts.c.job_id == held.job["id"], attempts.c.number == held.number)
+
+
+def _started_at(held: Claim) -> Any:
+    return select(attempts.c.started_at).where(*_of_attempt(held)).scalar_subquery()
+
+
+def _first_sent_at(stays: ColumnElement[bool]) -> ColumnElement[Any]:
+    """Unchanged while something is still to be found out about an attempt, null once certainly none was executed."""
+    unknown = exists().where(attempts.c.job_id == jobs.c.id, attempts.c.ambiguous).correlate(jobs)
+    return case((or_(unknown, stays), jobs.c.first_sent_at), else_=null())

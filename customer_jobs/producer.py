@@ -1,0 +1,406 @@
+"""CustomerJobs: how an app puts jobs into the table and looks at them; it speaks to the database and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import groupby, islice
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, and_, desc, func, or_, select, update
+from sqlalchemy.engine import URL
+from sqlalchemy.orm import Session
+
+from customer_jobs import lifecycle, payload
+from customer_jobs.database import (
+    Transaction,
+    database_url,
+    in_our_schema,
+    open_engine,
+    reading,
+    writing,
+)
+from customer_jobs.environment import setting
+from customer_jobs.errors import ConflictError, InvalidJob, InvalidSetting, NotRetryable, UnknownJob
+from customer_jobs.job import Customer, Job, attempt_from_row, customer_from_row, job_from_row
+from customer_jobs.schema import attempts, customers, jobs
+from customer_jobs.sql import is_one_of, now
+from customer_jobs.vocabulary import Kind, State
+
+BATCH_SIZE = 500  #: Rows in one INSERT; PostgreSQL takes 65,535 parameters.
+FIRST_LOOK_SECONDS = 0.01  #: `wait` looks often at first, for the person who waits, …
+LAST_LOOK_SECONDS = 0.25  #: … and then four times a second, for the database that has to answer.
+LONGEST_LIST = 10_000  #: What `list` returns at most; a page of the table, not the table.
+
+Row = dict[str, Any]
+
+
+class CustomerJobs:
+    """Enqueues, shows, retries and cancels jobs.
+
+    Give it the app's SQLAlchemy engine, a URL, or nothing: then DATABASE_URL says where the table is. With `session=`
+    (a SQLAlchemy Session or Connection) everything a call does goes through it: no second connection, no commit, and
+    a rollback takes the job along. Without it each call is a transaction of its own.
+
+    Raises InvalidJob, which names the field, before anything is written; Unavailable when the database is out of reach.
+    """
+
+    def __init__(self, engine_or_url: Engine | str | URL | None = None, *, schema: str | None = None) -> None:
+        if isinstance(engine_or_url, Engine):
+            self.engine = in_our_schema(engine_or_url, schema)
+        else:
+            self.engine = open_engine(engine_or_url or database_url(), schema=schema)
+        self._schema = schema
+
+    def create_customer(
+        self,
+        body: Mapping[str, Any],
+        *,
+        external_id: str | None = None,
+        credential: str = "default",
+        stripe_account: str | None = None,
+        priority: str | int = "default",
+        due_at: datetime | None = None,
+        context: Any = None,
+        session: Session | Connection | None = None,
+    ) -> Job:
+        """The job that will create a customer with Stripe's parameters in `body`.
+
+        `external_id`, the app's own id for the customer, is unique per credential and account: the same id with the
+        same body is the same job, another body raises ConflictError and leaves the caller's transaction usable.
+
+        Source: https://docs.stripe.com/api/customers/create
+        """
+        row = _create_row(body, external_id, credential, stripe_account, priority, due_at, context)
+        with self._transaction(session) as transaction:
+            return self._insert(transaction, [row])[0]
+
+    def create_customers(
+        self, rows: Iterable[Mapping[str, Any]], *, session: Session | Connection | None = None
+    ) -> list[Job]:
+        """The jobs of many creates, in their order, all or none.
+
+        Each row is a mapping with `body` and, if wanted, the other arguments of `create_customer`.
+        """
+        checked = [_row_of(index, row) for index, row in enumerate(rows)]
+        with self._transaction(session) as transaction, transaction.connection.begin_nested():
+            return list(self._insert(transaction, checked))
+
+    def fetch_customer(
+        self,
+        customer_id: str,
+        *,
+        expand: Sequence[str] = (),
+        max_age_seconds: float | None = None,
+        external_id: str | None = None,
+        credential: str = "default",
+        stripe_account: str | None = None,
+        priority: str | int = "default",
+        due_at: datetime | None = None,
+        context: Any = None,
+        session: Session | Connection | None = None,
+    ) -> Job:
+        """The job that will fetch a customer; an equal one that is still waiting is that job.
+
+        With `max_age_seconds` a local copy that young is answer enough. An `external_id` links: a later create with it
+        succeeds without a call.
+
+        Source: https://docs.stripe.com/api/customers/retrieve
+        """
+        row = {
+            "kind": Kind.CUSTOMER_FETCH.value,
+            "payload": payload.check_fetch(customer_id, expand, max_age_seconds),
+            "customer_id": customer_id,
+            "external_id": payload.check_external_id(external_id),
+        } | _common(credential, stripe_account, priority, due_at, context)
+        with self._transaction(session) as transaction:
+            return self._equal_waiting_fetch(transaction, row) or self._insert(transaction, [row])[0]
+
+    def get(self, job_id: str | uuid.UUID, *, session: Session | Connection | None = None) -> Job | None:
+        """The job with its attempts, or None."""
+        if (known := _as_uuid(job_id)) is None:
+            return None
+        with self._transaction(session, only_reads=True) as transaction:
+            found = transaction.rows(select(*jobs.c).where(jobs.c.id == known))
+            if not found:
+                return None
+            calls = transaction.rows(select(*attempts.c).where(attempts.c.job_id == known).order_by(attempts.c.number))
+        return job_from_row(found[0], tuple(attempt_from_row(call) for call in calls))
+
+    def list(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        kind: str | None = None,
+        credential: str | None = None,
+        stripe_account: str | None = None,
+        external_id: str | None = None,
+        customer_id: str | None = None,
+        request_id: str | None = None,
+        limit: int = 50,
+        before: Job | None = None,
+        session: Session | Connection | None = None,
+    ) -> list[Job]:
+        """The latest jobs first, without their attempts; pass the last one as `before` for the next page.
+
+        `customer_id` finds by cus_…, `request_id` by req_….
+        """
+        query: Select[Any] = select(*jobs.c).order_by(desc(jobs.c.created_at), desc(jobs.c.id))
+        if state is not None:
+            query = query.where(is_one_of(jobs.c.state, _states(state)))
+        equal = {"kind": kind, "credential": credential, "stripe_account": stripe_account}
+        for name, value in (equal | {"external_id": external_id, "customer_id": customer_id}).items():
+            if value is not None:
+                query = query.where(jobs.c[name] == value)
+        if request_id is not None:
+            query = query.where(jobs.c.id.in_(select(attempts.c.job_id).where(attempts.c.request_id == request_id)))
+        if before is not None:
+            older = and_(jobs.c.created_at == before.created_at, jobs.c.id < before.id)
+            query = query.where(or_(jobs.c.created_at < before.created_at, older))
+        if not 1 <= limit <= LONGEST_LIST:
+            raise InvalidJob("limit", f"must be 1 to {LONGEST_LIST:,}, not {limit}")
+        with self._transaction(session, only_reads=True) as transaction:
+            return [job_from_row(row) for row in transaction.rows(query.limit(limit))]
+
+    def retry(self, job_id: str | uuid.UUID, *, session: Session | Connection | None = None) -> Job:
+        """The new job that tries a failed one again, with `retry_of` set; asked twice, the same one.
+
+        It takes over external_id and context. If Stripe may have executed the old one, the new one first looks for the
+        customer. Raises UnknownJob, or NotRetryable for a job that did not fail.
+        """
+        with self._transaction(session) as transaction:
+            old = self._one(transaction, job_id)
+            if old["state"] != State.FAILED:
+                raise NotRetryable(f"job {old['id']} is {old['state']}; only a failed job can be retried")
+            successor = transaction.rows(select(*jobs.c).where(jobs.c.retry_of == old["id"]))
+            if successor:
+                return job_from_row(successor[0])
+            taken_over = ("kind", "payload", "params", "context", "external_id", "credential", "stripe_account",
+                          "priority", "max_attempts", "first_sent_at", "sent_to", "traceparent")  # fmt: skip
+            row = {name: old[name] for name in taken_over} | {
+                "id": str(uuid.uuid4()),
+                "retry_of": old["id"],
+                "customer_id": old["customer_id"] if old["kind"] == Kind.CUSTOMER_FETCH else None,
+                "candidate_customer_id": old["candidate_customer_id"],
+                "reconciling": old["first_sent_at"] is not None,
+                # Frozen parameters hold the old job's id; a job that was never executed is prepared anew.
+                "params": old["params"] if old["first_sent_at"] is not None else None,
+            }
+            with transaction.connection.begin_nested():
+                transaction.execute(update(jobs).where(jobs.c.id == old["id"]).values(external_id=None))
+                return self._insert(transaction, [row])[0]
+
+    def cancel(self, job_id: str | uuid.UUID, *, session: Session | Connection | None = None) -> bool:
+        """Whether the job was taken back: only while it waits and Stripe cannot have heard of it. Raises UnknownJob."""
+        with self._transaction(session) as transaction:
+            job = self._one(transaction, job_id)
+            return lifecycle.cancel(transaction, job["id"])
+
+    def wait(self, job_id: str | uuid.UUID, timeout_seconds: float = 60) -> Job:
+        """The job once it is final, or as it stands when the time is up: read `state`.
+
+        Never raises for a failed job; raises UnknownJob where there is none.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        pause = FIRST_LOOK_SECONDS
+        while True:
+            job = self.get(job_id)
+            if job is None:
+                raise UnknownJob(job_id)
+            left = deadline - time.monotonic()
+            if job.final or left <= 0:
+                return job
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, LAST_LOOK_SECONDS)
+
+    def customer(
+        self,
+        customer_id: str | None = None,
+        *,
+        external_id: str | None = None,
+        credential: str = "default",
+        stripe_account: str | None = None,
+        session: Session | Connection | None = None,
+    ) -> Customer | None:
+        """The local copy of a customer, by Stripe's id or by the app's own, or None."""
+        if (customer_id is None) == (external_id is None):
+            raise InvalidJob("customer_id", "give either a customer id or an external_id")
+        wanted = customers.c.id == customer_id if customer_id else customers.c.external_id == external_id
+        account = stripe_account or ""
+        query = (
+            select(*customers.c)
+            .where(wanted, customers.c.credential == credential, customers.c.stripe_account == account)
+            .order_by(desc(customers.c.fetched_at))
+            .limit(1)
+        )
+        with self._transaction(session, only_reads=True) as transaction:
+            found = transaction.rows(query)
+        return customer_from_row(found[0]) if found else None
+
+    def _insert(self, transaction: Transaction, rows: Sequence[Row]) -> Sequence[Job]:
+        made: dict[str, Row] = {}
+        statement = transaction.insert(jobs).on_conflict_do_nothing().returning(*jobs.c)
+        # One INSERT fills the same columns in every row; a column that a row leaves out gets the table's default.
+        for _, alike in groupby(sorted(rows, key=sorted), key=sorted):
+            while batch := list(islice(alike, BATCH_SIZE)):
+                made |= {row["id"]: row for row in transaction.rows(statement, batch)}
+        return [self._job(transaction, row, made.get(row["id"])) for row in rows]
+
+    def _job(self, transaction: Transaction, row: Row, made: Row | None) -> Job:
+        """The job made of `row`, or the one that already stands in its place if it is the same; else ConflictError."""
+        if made is not None:
+            return job_from_row(made)
+        by_id = jobs.c.id == row["id"]
+        holder = select(*jobs.c).where(or_(by_id, _holds_external_id(row)) if row.get("external_id") else by_id)
+        found = transaction.rows(holder)
+        if not found:
+            # It was released between the two statements: the way is free now.
+            return self._insert(transaction, [row])[0]
+        if body_digest(row["payload"]) != (found[0]["body_digest"] or body_digest(found[0]["payload"])):
+            raise ConflictError(job_from_row(found[0]))
+        return job_from_row(found[0])
+
+    def _equal_waiting_fetch(self, transaction: Transaction, row: Row) -> Job | None:
+        waiting = select(*jobs.c).where(
+            jobs.c.customer_id == row["customer_id"],
+            is_one_of(jobs.c.state, [State.QUEUED]),
+            is_one_of(jobs.c.kind, [Kind.CUSTOMER_FETCH]),
+        )
+        same = ("credential", "stripe_account", "payload", "context", "external_id")
+        for found in transaction.rows(waiting.order_by(jobs.c.due_at).limit(20)):
+            if all(found[name] == row.get(name) for name in same):
+                return self._hurry(transaction, found, row)
+        return None
+
+    def _hurry(self, transaction: Transaction, found: Row, row: Row) -> Job | None:
+        """The waiting job made as urgent and as early as `row`; None if it left or is locked in the meantime."""
+        wanted_at = row.get("due_at") or transaction.execute(select(now())).scalar_one()
+        if found["priority"] <= row["priority"] and found["due_at"] <= wanted_at:
+            return job_from_row(found)
+        still_waiting = select(jobs.c.id).where(jobs.c.id == found["id"], jobs.c.state == State.QUEUED)
+        if not transaction.execute(still_waiting.with_for_update(skip_locked=True)).all():
+            return None
+        earlier = {
+            "priority": min(found["priority"], row["priority"]),
+            "due_at": min(found["due_at"], wanted_at),
+        }
+        statement = update(jobs).where(jobs.c.id == found["id"], jobs.c.state == State.QUEUED)
+        changed = transaction.rows(statement.values(**earlier).returning(*jobs.c))
+        return job_from_row(changed[0]) if changed else None
+
+    def _one(self, transaction: Transaction, job_id: str | uuid.UUID) -> Row:
+        known = _as_uuid(job_id)
+        found = transaction.rows(select(*jobs.c).where(jobs.c.id == known).with_for_update()) if known else []
+        if not found:
+            raise UnknownJob(job_id)
+        return found[0]
+
+    @contextmanager
+    def _transaction(self, session: Session | Connection | None, *, only_reads: bool = False) -> Iterator[Transaction]:
+        if session is None:
+            with (reading if only_reads else writing)(self.engine, self._schema) as transaction:
+                yield transaction
+        elif isinstance(session, Session | Connection):
+            connection = session.connection() if isinstance(session, Session) else session
+            yield Transaction(connection, self._schema)
+        else:
+            raise TypeError(
+                f"session must be a SQLAlchemy Session or Connection, not {type(session).__name__}; "
+                "with an AsyncSession: await session.run_sync(lambda s: jobs.create_customer(body, session=s))"
+            )
+
+
+def body_digest(checked_payload: Any) -> str:
+    """SHA-256 of a payload, the same for the same parameters in any order."""
+    canonical = json.dumps(checked_payload, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _create_row(
+    body: Any,
+    external_id: Any = None,
+    credential: Any = "default",
+    stripe_account: Any = None,
+    priority: Any = "default",
+    due_at: Any = None,
+    context: Any = None,
+) -> Row:
+    return {
+        "kind": Kind.CUSTOMER_CREATE.value,
+        "payload": payload.check_create(body),
+        "external_id": payload.check_external_id(external_id),
+    } | _common(credential, stripe_account, priority, due_at, context)
+
+
+def _row_of(index: int, row: Any) -> Row:
+    if not isinstance(row, Mapping):
+        raise InvalidJob(f"rows[{index}]", f"must be a mapping with a body, not {type(row).__name__}")
+    known = {"body", "external_id", "credential", "stripe_account", "priority", "due_at", "context"}
+    if unknown := sorted(map(str, row.keys() - known)):
+        raise InvalidJob(
+            f"rows[{index}]", f"has an unknown member {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        )
+    if "body" not in row:
+        raise InvalidJob(f"rows[{index}]", "has no body")
+    try:
+        return _create_row(**row)
+    except InvalidJob as error:
+        raise InvalidJob(f"rows[{index}].{error.field}", error.problem) from error
+
+
+def _common(credential: Any, stripe_account: Any, priority: Any, due_at: Any, context: Any) -> Row:
+    row = {
+        "id": str(uuid.uuid4()),
+        "credential": payload.check_credential(credential),
+        "stripe_account": payload.check_stripe_account(stripe_account),
+        "priority": payload.check_priority(priority),
+        "context": payload.check_context(context),
+    }
+    if due_at is not None:
+        if not isinstance(due_at, datetime) or due_at.tzinfo is None:
+            raise InvalidJob("due_at", f"must be a datetime with a zone, not {due_at!r}")
+        row["due_at"] = due_at
+    if (most := _max_attempts()) is not None:
+        row["max_attempts"] = most
+    return row
+
+
+def _max_attempts() -> int | None:
+    value = setting("MAX_ATTEMPTS")
+    if value is None:
+        return None
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1000:
+        raise InvalidSetting(f"MAX_ATTEMPTS must be a number of attempts from 1 to 1000, not {value!r}")
+    return int(value)
+
+
+def _states(state: str | Iterable[str]) -> list[str]:
+    wanted = [state] if isinstance(state, str) else list(state)
+    if unknown := [each for each in wanted if each not in set(State)]:
+        raise InvalidJob("state", f"unknown state {unknown[0]!r}; known are {', '.join(State)}")
+    return wanted
+
+
+def _holds_external_id(row: Row) -> Any:
+    """The rows that the unique index `jobs_external_id` compares `row` with."""
+    certain_that_none = and_(jobs.c.state == State.FAILED, jobs.c.first_sent_at.is_(None))
+    return and_(
+        jobs.c.credential == row["credential"],
+        func.coalesce(jobs.c.stripe_account, "") == (row["stripe_account"] or ""),
+        jobs.c.external_id == row["external_id"],
+        jobs.c.kind == Kind.CUSTOMER_CREATE,
+        jobs.c.state != State.CANCELLED,
+        ~certain_that_none,
+    )
+
+
+def _as_uuid(job_id: str | uuid.UUID) -> str | None:
+    try:
+        return str(job_id if isinstance(job_id, uuid.UUID) else uuid.UUID(job_id))
+    except (ValueError, AttributeError, TypeError):
+        return None
