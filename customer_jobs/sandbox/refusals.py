@@ -72,7 +72,7 @@ def no_such_customer(customer_id: str, *, other_mode: str | None = None, param: 
 
 def unrecognized_url(method: str, path: str) -> Refusal:
     hint = ""
-    if path.endswith("/"):
+    if path != "/" and path.endswith("/"):
         hint = (
             "If you are trying to list objects, remove the trailing slash. If you are trying to retrieve an object, "
             "make sure you passed a valid (non-empty) identifier in your code. "
