@@ -8,6 +8,7 @@ import socket
 import socketserver
 import struct
 import threading
+import time
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -25,8 +26,8 @@ LOOPBACK = "127.0.0.1"
 MAX_BODY_BYTES = 1 << 20
 #: Connections that may wait to be accepted: a burst of a thousand clients is not refused.
 BACKLOG = 1024
-#: How often the accepting thread looks whether it should end, in seconds: what `stop` may take.
-POLL_SECONDS = 0.05
+#: Between two tries to accept while the process has no file descriptor left, in seconds.
+RESPITE_SECONDS = 0.05
 #: How long `stop` waits for threads that answer, in seconds; they end at once unless a receiver is stuck.
 JOIN_SECONDS = 5.0
 #: SO_LINGER with zero seconds: closing sends RST instead of FIN.
@@ -53,7 +54,8 @@ class Listener(socketserver.TCPServer):
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._connections_lock = threading.Lock()
         super().__init__((LOOPBACK, port), Handler)
-        self._thread = threading.Thread(target=self.serve_forever, args=(POLL_SECONDS,), name="sandbox", daemon=True)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._accept, name="sandbox", daemon=True)
 
     @property
     def port(self) -> int:
@@ -64,7 +66,10 @@ class Listener(socketserver.TCPServer):
 
     def stop(self) -> None:
         """Close every socket and wait until no thread is left."""
-        self.shutdown()
+        self._stopping = True
+        # A connection of our own wakes the accepting thread at once; polling would cost each test its interval.
+        with contextlib.suppress(OSError):
+            socket.create_connection((LOOPBACK, self.port)).close()
         self._thread.join()
         self.server_close()
         with self._connections_lock:
@@ -74,6 +79,18 @@ class Listener(socketserver.TCPServer):
                     connection.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join(JOIN_SECONDS)
+
+    def _accept(self) -> None:
+        while not self._stopping:
+            try:
+                connection, client_address = self.socket.accept()
+            except OSError:
+                time.sleep(RESPITE_SECONDS)
+                continue
+            if self._stopping:
+                connection.close()
+            else:
+                self.process_request(connection, client_address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer the connection in a thread of its own, known before it starts, so that `stop` misses none."""
