@@ -7,12 +7,13 @@ says so. Who decides *which* change is due lives elsewhere: the runner for attem
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Update,
     case,
     exists,
     func,
@@ -27,9 +28,9 @@ from sqlalchemy import (
 from customer_jobs.customers import keep_copy
 from customer_jobs.database import Transaction
 from customer_jobs.events import completion_event
-from customer_jobs.schema import attempts, events, jobs
+from customer_jobs.schema import attempts, events, is_in_flight, jobs
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import Outcome, State, Verdict
+from customer_jobs.vocabulary import WAITING_STATES, Outcome, State, Verdict
 
 Row = dict[str, Any]  #: A row by the names of its columns.
 
@@ -128,6 +129,38 @@ def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sendin
     return Claim(job=row, lease_token=token, number=number)
 
 
+def mark_dispatched(transaction: Transaction, job_ids: Sequence[str], *, token: str, lease_seconds: float) -> list[Row]:
+    """Hand waiting jobs over to Celery under a short lease; those that were still waiting and not locked."""
+    waiting = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.state.in_(WAITING_STATES))
+    statement = (
+        update(jobs)
+        .where(jobs.c.id.in_(waiting.with_for_update(skip_locked=True)))
+        .values(state=State.DISPATCHED, lease_token=token, lease_expires_at=now(lease_seconds))
+    )
+    return transaction.rows(statement.returning(jobs.c.id, jobs.c.kind))
+
+
+def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -> int:
+    """Let jobs that could not be published wait again at once; how many were still unclaimed. No attempt is used."""
+    return transaction.execute(_back_to_waiting().where(jobs.c.id.in_(job_ids), jobs.c.lease_token == token)).rowcount
+
+
+def rescue_unclaimed(transaction: Transaction) -> int:
+    """Let jobs wait again that nobody claimed within their lease; how many. No attempt is used."""
+    return transaction.execute(_back_to_waiting().where(jobs.c.lease_expires_at < now())).rowcount
+
+
+def expired(transaction: Transaction, limit: int) -> list[Claim]:
+    """The attempts whose worker fell silent, as claims: whoever ends one must be faster than the worker's return."""
+    last = select(func.max(attempts.c.number)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery()
+    rows = transaction.rows(
+        select(*jobs.c, last.label("number"))
+        .where(is_in_flight(), jobs.c.state == State.RUNNING, jobs.c.lease_expires_at < now())
+        .limit(limit)
+    )
+    return [Claim(row, row["lease_token"], row["number"]) for row in rows]
+
+
 def extend(transaction: Transaction, job_ids: list[str], *, worker_tokens: list[str], longest_seconds: int) -> int:
     """Push back the end of leases still held; how many. None is extended past `longest_seconds` after its claim."""
     began = (
@@ -224,6 +257,14 @@ def cancel(transaction: Transaction, job_id: str) -> bool:
 def complete_attempt(transaction: Transaction, held: Claim, entry: Entry) -> None:
     """Finish the ledger's row. A late writer does so too: the ledger holds every answer that Stripe gave."""
     transaction.execute(update(attempts).where(*_of_attempt(held)).values(finished_at=now(), **asdict(entry)))
+
+
+def _back_to_waiting() -> Update:
+    return (
+        update(jobs)
+        .where(jobs.c.state == State.DISPATCHED)
+        .values(state=State.RETRYING, due_at=now(), lease_token=null(), lease_expires_at=null())
+    )
 
 
 def _fail(transaction: Transaction, error: Mapping[str, Any], *conditions: ColumnElement[bool]) -> bool:

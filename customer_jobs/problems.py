@@ -1,0 +1,104 @@
+"""What went wrong with a job, as its `error` column says it, and the one sentence on what to do about it; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+#: Codes of ours, beside Stripe's.
+OUTCOME_UNKNOWN = "outcome_unknown"
+RATE_LIMITED_TOO_LONG = "rate_limited_too_long"
+INVALID_PAYLOAD = "invalid_payload"
+UNKNOWN_CREDENTIAL = "unknown_credential"
+WORKER_DIED = "worker_died"
+NO_ANSWER = "no_answer"
+UNREADABLE_ANSWER = "unreadable_answer"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an attempt did not succeed: Stripe's own words where it answered, ours where it did not."""
+
+    type: str
+    code: str | None = None
+    message: str | None = None
+    decline_code: str | None = None
+    param: str | None = None
+    doc_url: str | None = None
+    request_id: str | None = None
+    http_status: int | None = None
+
+    def envelope(self, *, transient: bool, credential: str) -> dict[str, Any]:
+        """The `error` column: the problem, whether another attempt is worth it, and the remedy."""
+        return asdict(self) | {"transient": transient, "remedy": _remedy(self, transient, credential)}
+
+
+def problem_of(error: Mapping[str, Any], *, http_status: int | None, request_id: str | None) -> Problem:
+    """The Problem of Stripe's `error` object.
+
+    Source: https://docs.stripe.com/api/errors
+    """
+
+    def text(name: str) -> str | None:
+        value = error.get(name)
+        return value if isinstance(value, str) else None
+
+    return Problem(
+        type=text("type") or "api_error",
+        code=text("code"),
+        message=text("message"),
+        decline_code=text("decline_code"),
+        param=text("param"),
+        doc_url=text("doc_url"),
+        request_id=request_id,
+        http_status=http_status,
+    )
+
+
+def _remedy(problem: Problem, transient: bool, credential: str) -> str:
+    if problem.code in _BY_CODE and (not transient or problem.code == OUTCOME_UNKNOWN):
+        return _BY_CODE[problem.code].format(credential=credential)
+    if transient:
+        return "nothing to do: the job tries again by itself"
+    match problem.http_status:
+        case 401:
+            return (
+                f"give credential {credential!r} a valid key (dashboard.stripe.com/apikeys), restart the workers, "
+                "then retry the job"
+            )
+        case 403:
+            return (
+                f"give the key of credential {credential!r} the permission that the message names, "
+                "or use a key that has it, then retry the job"
+            )
+        case 404 if "exists in live mode" in (problem.message or ""):
+            return f"the customer lives in live mode: use a credential with a live key instead of {credential!r}"
+        case 404 if "exists in test mode" in (problem.message or ""):
+            return f"the customer lives in test mode: use a credential with a test key instead of {credential!r}"
+        case 404:
+            return (
+                f"check the customer id, and that credential {credential!r} and stripe_account are those it belongs to"
+            )
+        case 402:
+            return "ask the customer for another means of payment, or leave the payment source out of the body"
+        case 400 if problem.param:
+            return f"correct {problem.param} and enqueue the job again"
+        case 400:
+            return "correct the request as the message says and enqueue the job again"
+        case _:
+            return "look the request_id up in Stripe's dashboard, then retry the job"
+
+
+_BY_CODE = {
+    OUTCOME_UNKNOWN: (
+        "look in Stripe's dashboard for a customer whose metadata customer_jobs_id is this job's id; "
+        "retrying the job looks for it again before anything is created"
+    ),
+    RATE_LIMITED_TOO_LONG: "lower RATE_LIMIT_CREATE or RATE_LIMIT_FETCH, or ask Stripe for more, then retry the job",
+    INVALID_PAYLOAD: "correct the named field and enqueue the job again; nothing was sent to Stripe",
+    UNKNOWN_CREDENTIAL: (
+        "set STRIPE_API_KEY_<NAME> for credential {credential!r}, restart the workers, then retry the job"
+    ),
+    WORKER_DIED: "see the workers' logs and memory at the times of its attempts, then retry the job",
+}

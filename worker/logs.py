@@ -1,0 +1,45 @@
+"""How the worker logs: structured lines, one per attempt, without personal data, keys or payloads."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+#: These log URLs with parameters, or bodies, below WARNING.
+_TALKATIVE = ("stripe", "urllib3", "requests", "kombu", "amqp", "sqlalchemy", "redis", "asyncio", "psycopg")
+
+
+def configure_logging(level: str) -> None:
+    """Send every log line of this process to standard error, ours and Celery's alike, as `key=value`."""
+    before: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=before,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.LogfmtRenderer(
+                    key_order=["timestamp", "level", "logger", "event"], bool_as_flag=False
+                ),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))

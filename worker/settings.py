@@ -1,0 +1,135 @@
+"""The worker's settings: one frozen class, every field with its unit, default and reason; checked at start."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from customer_jobs.database import parse_url
+from customer_jobs.environment import PREFIX, setting
+from customer_jobs.errors import InvalidSetting
+from customer_jobs.events import DEFAULT_STREAM
+from customer_jobs.schema import SCHEMA
+
+_KEY = re.compile(r"(sk|rk)_(?P<mode>test|live)_[A-Za-z0-9_]+")  # Source: https://docs.stripe.com/keys
+_KEY_SETTING = re.compile(rf"({PREFIX})?STRIPE_API_KEY(?P<suffix>_(?!FILE$)[A-Z0-9_]+?)?(_FILE)?")
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+PerSecond = Annotated[float, Field(gt=0, le=100_000)]
+
+#: What to do about a required setting that is missing.
+_EXAMPLES = {
+    "DATABASE_URL": "export DATABASE_URL=postgresql://user:password@localhost/app",
+    "REDIS_URL": "export REDIS_URL=redis://localhost:6379/0",
+    "STRIPE_API_KEYS": "export STRIPE_API_KEY=sk_test_…",
+}
+
+
+class Settings(BaseSettings):
+    """Read from the environment: `CUSTOMER_JOBS_<NAME>`, else `<NAME>`; `<NAME>_FILE` names a file that holds it."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    database_url: SecretStr  #: PostgreSQL or SQLite; holds a password.
+    database_schema: str = Field(SCHEMA, pattern=r"^[a-z_][a-z0-9_]{0,62}$")  #: Of our tables, on PostgreSQL.
+    redis_url: SecretStr  #: Broker and event stream; may hold a password.
+    stripe_api_keys: dict[str, SecretStr]  #: STRIPE_API_KEY is the credential `default`, STRIPE_API_KEY_EU is `eu`.
+    stripe_api_base: str = "https://api.stripe.com"  #: A stand-in for tests and development.
+    allow_live_mode: bool = False  #: A live key by accident moves real money's customers.
+    rate_limit_create: PerSecond = 25  #: Calls per second. Source: https://docs.stripe.com/rate-limits (per endpoint)
+    rate_limit_fetch: PerSecond = 25  #: Calls per second, likewise.
+    rate_limit_account: PerSecond | None = None  #: Calls per second; Stripe's 100 with a live key, 25 with a test key.
+    max_in_flight: int = Field(1000, ge=1)  #: Jobs dispatched or running at once, over all workers.
+    retention_days: float = Field(30, gt=0)  #: Final jobs and published events are kept this long.
+    event_stream: str = Field(DEFAULT_STREAM, min_length=1)  #: The Redis Stream of completion events.
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    allow_broker_payloads: bool = False  #: Creates by broker carry personal data through it.
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_database(cls, value: SecretStr) -> SecretStr:
+        parse_url(value.get_secret_value())
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(_REDIS_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(_REDIS_SCHEMES)}")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _keys_are_allowed(self) -> Settings:
+        for name, key in self.stripe_api_keys.items():
+            variable = "STRIPE_API_KEY" if name == "default" else f"STRIPE_API_KEY_{name.upper()}"
+            match = _KEY.fullmatch(key.get_secret_value())
+            if match is None:
+                raise ValueError(
+                    f"{variable} is not a secret or restricted key (sk_test_…, rk_test_…, sk_live_…, rk_live_…)"
+                )
+            if match["mode"] == "live" and not self.allow_live_mode:
+                raise ValueError(f"{variable} is a live key; to use it: export ALLOW_LIVE_MODE=true")
+        return self
+
+    def is_live(self, credential: str) -> bool:
+        """Whether the key of a credential works on live data."""
+        return "_live_" in self.stripe_api_keys[credential].get_secret_value()[:8]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """The spellings of `customer_jobs.environment`, and one credential for each STRIPE_API_KEY…."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - pydantic's signature
+        return setting(field_name.upper()), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: setting(name.upper()) for name in self.settings_cls.model_fields}
+        values["stripe_api_keys"] = _stripe_keys() or None  # type: ignore[assignment]
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _stripe_keys() -> dict[str, str]:
+    matches = (_KEY_SETTING.fullmatch(name) for name in os.environ)
+    suffixes = {match["suffix"] or "" for match in matches if match}
+    keys = {suffix.lstrip("_").lower() or "default": setting(f"STRIPE_API_KEY{suffix}") for suffix in sorted(suffixes)}
+    return {name: key for name, key in keys.items() if key is not None}
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once. Raises InvalidSetting, which names them all and how to set them."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise InvalidSetting("; ".join(_sentence(problem) for problem in error.errors())) from None
+
+
+def _sentence(problem: Any) -> str:
+    name = str(problem["loc"][0]).upper() if problem["loc"] else ""
+    if problem["type"] == "missing":
+        shown = "STRIPE_API_KEY" if name == "STRIPE_API_KEYS" else name
+        return f"{shown} is not set; for example: {_EXAMPLES[name]}"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return text if not name or name in text else f"{name}: {text[:1].lower()}{text[1:]}"
