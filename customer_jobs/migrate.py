@@ -7,6 +7,7 @@ made here, and no logging is set up.
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from customer_jobs.errors import CustomerJobsError
 from customer_jobs.schema import SCHEMA
 
 HEAD = "head"  #: The newest revision, in Alembic's words.
+_one_at_a_time = threading.Lock()  # Alembic hands env.py its context in a global variable.
 _INSUFFICIENT_PRIVILEGE = "42501"  # Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
 
 
@@ -42,7 +44,7 @@ def migrate(engine: Engine, *, schema: str | None = None, revision: str = HEAD) 
         Unavailable: the database cannot be reached, or a table stayed locked.
     """
     applied: list[str] = []
-    with translating_outages(), _explaining_refusals(), engine.connect() as connection:
+    with _one_at_a_time, translating_outages(), _explaining_refusals(), engine.connect() as connection:
         config = _config(schema=schema or _schema_of(engine), connection=connection, applied=applied)
         command.upgrade(config, revision)
     return applied
@@ -55,7 +57,7 @@ def migration_sql(url: str | URL, *, schema: str | None = None, revision: str = 
     database that has the first of the two.
     """
     script = io.StringIO()
-    with _explaining_refusals():
+    with _one_at_a_time, _explaining_refusals():
         command.upgrade(_config(script, url=parse_url(url), schema=schema or schema_name()), revision, sql=True)
     return script.getvalue()
 

@@ -28,6 +28,8 @@ def main() -> None:
     else:
         engine = open_engine(database_url())
         with engine.connect() as connection:
+            # Alembic calls the default schema None; ours keeps its name even if the search_path leads there.
+            connection.dialect.default_schema_name = "pg_catalog"
             migrate(connection, schema)
         engine.dispose()
 
@@ -48,6 +50,7 @@ def migrate(connection: Connection, schema: str) -> None:
             if not connection.scalar(text("SELECT to_regnamespace(:name)"), {"name": quoted(schema)}):
                 # Only then, since IF NOT EXISTS still asks for the right to create one.
                 context.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+            context.execute("SET LOCAL search_path = pg_catalog")  # Whoever forgets to name the schema finds nothing.
             allow_little_waiting()
         elif not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
             # An engine other than ours leaves it to the driver, which begins none for DDL.

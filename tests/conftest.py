@@ -17,8 +17,6 @@ from customer_jobs.environment import PREFIX
 from customer_jobs.migrate import migrate
 from tests import servers
 
-DATABASES = ("sqlite", "postgresql")
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_from_outside() -> Iterator[None]:
@@ -93,26 +91,31 @@ def empty_postgres_url(postgres_url: str) -> Iterator[str]:
     servers.drop_database(postgres_url, name)
 
 
-@pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest) -> str:
-    """A migrated database of either kind, for processes that a test starts; `engine` is on the same one."""
-    return _of_either_kind(request, sqlite="sqlite_url", postgresql="postgres_database_url")
-
-
-@pytest.fixture(params=DATABASES)
-def empty_database_url(request: pytest.FixtureRequest) -> str:
-    """A database of either kind with nothing in it."""
-    return _of_either_kind(request, sqlite="empty_sqlite_url", postgresql="empty_postgres_url")
-
-
 @pytest.fixture
 def empty_sqlite_url(tmp_path: Path) -> str:
     """A SQLite database that is made when first used."""
     return f"sqlite:///{tmp_path / 'empty.sqlite3'}"
 
 
-def _of_either_kind(request: pytest.FixtureRequest, **fixtures: str) -> str:
-    url: str = request.getfixturevalue(fixtures[request.param])  # PostgreSQL starts only where a test asks for it.
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """Runs a test once on either kind of database."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, database: str) -> str:
+    """A migrated database of either kind, for processes that a test starts; `engine` is on the same one."""
+    # PostgreSQL starts only where a test asks for it.
+    url: str = request.getfixturevalue({"sqlite": "sqlite_url", "postgresql": "postgres_database_url"}[database])
+    return url
+
+
+@pytest.fixture
+def empty_database_url(request: pytest.FixtureRequest, database: str) -> str:
+    """A database of either kind with nothing in it."""
+    url: str = request.getfixturevalue({"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"}[database])
     return url
 
 
