@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from customer_jobs.sandbox.calls import Call
+from customer_jobs.sandbox.journal import Request
 from customer_jobs.sandbox.webhooks import Endpoint
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ def _arguments(call: Call) -> Json:
 
 
 def _health(sandbox: "Sandbox", _: Json) -> Json:
-    return {"status": "ok", "url": sandbox.url, "requests": len(sandbox.requests)}
+    return {"status": "ok", "url": sandbox.url}
 
 
 def _requests(sandbox: "Sandbox", arguments: Json) -> list[Json]:
-    return [dataclasses.asdict(request) for request in sandbox.requests_since(int(arguments.get("since", 0)))]
+    requests = sandbox.requests_since(int(arguments.get("since", 0)))
+    # Not asdict, which copies every value: a benchmark reads a hundred thousand of these.
+    return [{name: getattr(request, name) for name in Request.__slots__} for request in requests]
 
 
 def _customers(sandbox: "Sandbox", arguments: Json) -> list[Json]:

@@ -56,8 +56,7 @@ class Journal:
             now, monotonic = self._clock(), time.monotonic()
             request = Request(self._last, now, monotonic, **fields)
             self._requests[request.number] = request
-            if len(self._requests) > MAX_REQUESTS:
-                del self._requests[next(iter(self._requests))]
+            self._requests.pop(self._last - MAX_REQUESTS, None)
             self._tell(request)
         return request
 
@@ -91,7 +90,7 @@ class Journal:
         with self._lock:
             if since == 0:
                 return list(self._requests.values())
-            first = next(iter(self._requests), self._last + 1)
+            first = self._last - len(self._requests) + 1
             return [self._requests[number] for number in range(max(first, since + 1), self._last + 1)]
 
     def wait_until(self, predicate: Callable[[Request], bool], timeout_seconds: float, count: int = 1) -> Request:

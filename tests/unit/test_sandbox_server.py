@@ -18,7 +18,7 @@ import pytest
 import stripe
 
 import customer_jobs
-from customer_jobs.sandbox import Sandbox
+from customer_jobs.sandbox import Sandbox, journal
 from tests.unit.sandbox_client import create, customers
 
 AUTHORIZED = {"Authorization": "Bearer sk_test_shop_0123456789"}
@@ -136,6 +136,18 @@ def test_clearing_forgets_everything_but_the_rules(sandbox: Sandbox) -> None:
 
     assert (sandbox.customers(), sandbox.requests, len(sandbox.faults.rules())) == ([], [], 1)
     assert create(sandbox, "one").id != first.id
+
+
+def test_the_log_is_bounded_and_forgets_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "MAX_REQUESTS", 3)
+    with Sandbox() as sandbox:
+        for number in range(5):
+            create(sandbox, str(number))
+
+        assert [request.number for request in sandbox.requests] == [3, 4, 5]
+        assert [request.number for request in sandbox.requests_since(1)] == [3, 4, 5]
+        assert [request.number for request in sandbox.requests_since(4)] == [5]
+        assert sandbox.requests_since(9) == []
 
 
 # The control door
