@@ -9,6 +9,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import (
@@ -91,8 +93,8 @@ class Success:
 
 
 def read(transaction: Transaction, job_id: str) -> Row | None:
-    """The row of a job, whatever its state."""
-    return transaction.row(select(*jobs.c).where(jobs.c.id == job_id))
+    """The row of a job, whatever its state; beside its columns `read_at`, by the database's clock."""
+    return transaction.row(select(*jobs.c, now().label("read_at")).where(jobs.c.id == job_id))
 
 
 def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sending | None) -> Claim | None:
@@ -157,25 +159,52 @@ def expired(transaction: Transaction, limit: int) -> list[Claim]:
         select(*jobs.c, last.label("number"))
         .where(is_in_flight(), jobs.c.state == State.RUNNING, jobs.c.lease_expires_at < now())
         .limit(limit)
+        .with_for_update(skip_locked=True, of=jobs)
     )
     return [Claim(row, row["lease_token"], row["number"]) for row in rows]
 
 
-def extend(transaction: Transaction, job_ids: list[str], *, worker_tokens: list[str], longest_seconds: int) -> int:
-    """Push back the end of leases still held; how many. None is extended past `longest_seconds` after its claim."""
-    began = (
-        select(func.max(attempts.c.started_at)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery()
+def extend(transaction: Transaction, held: Sequence[Claim], *, longest_seconds: float) -> int:
+    """Push back the end of leases still held; how many. None is extended `longest_seconds` after its claim."""
+    began = select(func.max(attempts.c.started_at)).where(attempts.c.job_id == jobs.c.id).correlate(jobs)
+    statement = update(jobs).where(
+        jobs.c.id.in_([claim.job["id"] for claim in held]),
+        jobs.c.lease_token.in_([claim.lease_token for claim in held]),
+        jobs.c.state == State.RUNNING,
+        began.scalar_subquery() > now(-longest_seconds),
     )
-    return transaction.execute(
-        update(jobs)
-        .where(
-            jobs.c.id.in_(job_ids),
-            jobs.c.lease_token.in_(worker_tokens),
-            jobs.c.state == State.RUNNING,
-            began > now(-longest_seconds),
-        )
-        .values(lease_expires_at=now(LEASE_SECONDS))
-    ).rowcount
+    return transaction.execute(statement.values(lease_expires_at=now(LEASE_SECONDS))).rowcount
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the ledger says of a job so far, the attempt just completed included."""
+
+    ambiguous: bool  #: Some attempt may have been executed.
+    abandoned: int
+    rate_limited: int  #: Rate-limited attempts in a row, up to the latest.
+    rate_limited_for: timedelta  #: Since the first of that row.
+    since_first_sent: timedelta | None
+
+
+def past(transaction: Transaction, held: Claim, entry: Entry) -> Past:
+    """What a decision about another attempt depends on, with `entry` as the end of the attempt held."""
+    rows = transaction.rows(
+        select(attempts.c.number, attempts.c.verdict, attempts.c.ambiguous, attempts.c.started_at)
+        .where(attempts.c.job_id == held.job["id"], attempts.c.number <= held.number)
+        .order_by(attempts.c.number)
+    )
+    rows[-1] |= {"verdict": entry.verdict, "ambiguous": entry.ambiguous}
+    present = transaction.execute(select(now())).scalar_one()
+    limited = list(takewhile(lambda row: row["verdict"] == Verdict.RATE_LIMITED, reversed(rows)))
+    first_sent_at = held.job["first_sent_at"]
+    return Past(
+        ambiguous=any(row["ambiguous"] for row in rows) or held.job["reconciling"],
+        abandoned=sum(row["verdict"] == Verdict.ABANDONED for row in rows),
+        rate_limited=len(limited),
+        rate_limited_for=present - limited[-1]["started_at"] if limited else timedelta(0),
+        since_first_sent=present - first_sent_at if first_sent_at is not None else None,
+    )
 
 
 def succeed(transaction: Transaction, held: Claim, success: Success, entry: Entry) -> bool:

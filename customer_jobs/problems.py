@@ -29,9 +29,10 @@ class Problem:
     request_id: str | None = None
     http_status: int | None = None
 
-    def envelope(self, *, transient: bool, credential: str) -> dict[str, Any]:
-        """The `error` column: the problem, whether another attempt is worth it, and the remedy."""
-        return asdict(self) | {"transient": transient, "remedy": _remedy(self, transient, credential)}
+    def envelope(self, *, credential: str, transient: bool, final: bool = True) -> dict[str, Any]:
+        """The `error` column: the problem, whether another attempt may help, and the remedy."""
+        remedy = _remedy(self, credential) if final else "nothing to do: the job tries again by itself"
+        return asdict(self) | {"transient": transient, "remedy": remedy}
 
 
 def problem_of(error: Mapping[str, Any], *, http_status: int | None, request_id: str | None) -> Problem:
@@ -56,11 +57,9 @@ def problem_of(error: Mapping[str, Any], *, http_status: int | None, request_id:
     )
 
 
-def _remedy(problem: Problem, transient: bool, credential: str) -> str:
-    if problem.code in _BY_CODE and (not transient or problem.code == OUTCOME_UNKNOWN):
-        return _BY_CODE[problem.code].format(credential=credential)
-    if transient:
-        return "nothing to do: the job tries again by itself"
+def _remedy(problem: Problem, credential: str) -> str:
+    if problem.code in _BY_CODE:
+        return _BY_CODE[problem.code].format(credential=repr(credential))
     match problem.http_status:
         case 401:
             return (
@@ -86,8 +85,10 @@ def _remedy(problem: Problem, transient: bool, credential: str) -> str:
             return f"correct {problem.param} and enqueue the job again"
         case 400:
             return "correct the request as the message says and enqueue the job again"
+        case None:
+            return "see that the workers reach Stripe (network, proxy, status.stripe.com), then retry the job"
         case _:
-            return "look the request_id up in Stripe's dashboard, then retry the job"
+            return "see status.stripe.com, and the request_id in Stripe's dashboard, then retry the job"
 
 
 _BY_CODE = {
@@ -98,7 +99,7 @@ _BY_CODE = {
     RATE_LIMITED_TOO_LONG: "lower RATE_LIMIT_CREATE or RATE_LIMIT_FETCH, or ask Stripe for more, then retry the job",
     INVALID_PAYLOAD: "correct the named field and enqueue the job again; nothing was sent to Stripe",
     UNKNOWN_CREDENTIAL: (
-        "set STRIPE_API_KEY_<NAME> for credential {credential!r}, restart the workers, then retry the job"
+        "set STRIPE_API_KEY_<NAME> for credential {credential}, restart the workers, then retry the job"
     ),
     WORKER_DIED: "see the workers' logs and memory at the times of its attempts, then retry the job",
 }

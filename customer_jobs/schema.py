@@ -31,7 +31,7 @@ from sqlalchemy import (
     text,
 )
 
-from customer_jobs.sql import JobId, Json, UtcTime, default_id, default_now, is_one_of
+from customer_jobs.sql import ForeignText, JobId, Json, UtcTime, default_id, default_now, is_one_of
 from customer_jobs.vocabulary import FINAL_STATES, IN_FLIGHT_STATES, WAITING_STATES, Priority, State, Verdict
 
 SCHEMA = "customer_jobs"  #: The default on PostgreSQL; DATABASE_SCHEMA changes it.
@@ -209,11 +209,11 @@ attempts = Table(
     Column("verdict", String(16), comment="null while it runs, see Verdict"),
     Column("ambiguous", Boolean, nullable=False, server_default=false(), comment="Stripe may have executed it"),
     Column("http_status", Integer, comment="null without an answer"),
-    Column("error_type", String(255), comment="Stripe's error.type, or ours"),
-    Column("error_code", String(255), comment="Stripe's error.code, or ours"),
-    Column("error_message", Text, comment="Stripe's words; they may quote what was sent"),
-    Column("request_id", String(255), comment="req_…, to find the call in Stripe's dashboard"),
-    Column("rate_limited_reason", String(64), comment="Stripe-Rate-Limited-Reason"),
+    Column("error_type", ForeignText(255), comment="Stripe's error.type, or ours"),
+    Column("error_code", ForeignText(255), comment="Stripe's error.code, or ours"),
+    Column("error_message", ForeignText, comment="Stripe's words; they may quote what was sent"),
+    Column("request_id", ForeignText(255), comment="req_…, to find the call in Stripe's dashboard"),
+    Column("rate_limited_reason", ForeignText(64), comment="Stripe-Rate-Limited-Reason"),
     Column("idempotency_key", String(255), comment="sent with a create"),
     Column("replayed", Boolean, nullable=False, server_default=false(), comment="Idempotent-Replayed: true"),
     Column("duration_ms", Float, comment="of the call to Stripe"),
@@ -265,8 +265,8 @@ customers = Table(
     Column("stripe_account", String(255), primary_key=True, server_default="", comment="'' is the key's own account"),
     Column("livemode", Boolean, primary_key=True, comment="live and test customers are different ones"),
     Column("id", String(255), primary_key=True, comment="cus_…"),
-    Column("email", Text, comment="null where Stripe has none"),
-    Column("name", Text, comment="null where Stripe has none"),
+    Column("email", ForeignText, comment="null where Stripe has none"),
+    Column("name", ForeignText, comment="null where Stripe has none"),
     Column("metadata", Json, comment="Stripe's metadata"),
     Column("external_id", String(255), comment="the producer's own id for the customer"),
     Column("deleted", Boolean, nullable=False, server_default=false(), comment="Stripe says so"),

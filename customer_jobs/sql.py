@@ -55,6 +55,25 @@ class UtcTime(TypeDecorator[datetime]):
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+class ForeignText(TypeDecorator[str]):
+    """Text that others wrote, such as Stripe's messages: cut and cleaned so that no answer can fail to be recorded."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, length: int | None = None) -> None:
+        super().__init__()
+        self.length = length
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Text() if self.length is None else String(self.length))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
+        if value is None:
+            return None
+        return str(value).replace("\x00", "").encode("utf-8", "replace").decode()[: self.length]
+
+
 class _SqliteTime(UserDefinedType[str]):
     """The name DATETIME and nothing else: the text passes as it is."""
 
@@ -102,7 +121,8 @@ class Json(UserDefinedType[Any]):
         return "JSON"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002 - SQLAlchemy's signature
-        return lambda value: None if value is None else json.dumps(value, ensure_ascii=False)
+        # Escaped, so that a lone surrogate in somebody's answer cannot keep it from being stored.
+        return lambda value: None if value is None else json.dumps(value)
 
     def column_expression(self, colexpr: ColumnElement[Any]) -> ColumnElement[Any]:
         # Every driver hands text over as text; left to itself psycopg would parse, and raise, on its own.

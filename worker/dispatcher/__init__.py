@@ -1,0 +1,149 @@
+"""The dispatcher: runs beside the tasks in every worker; one of them leads, dispatches, relays, rescues and prunes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import Engine
+
+from customer_jobs.database import Transaction, writing
+from customer_jobs.lifecycle import Claim
+from worker.dispatcher import upkeep
+from worker.dispatcher.dispatch import Dispatch, Publish
+from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, take_lead
+from worker.dispatcher.relay import Relay, connect
+from worker.dispatcher.wakeup import Wakeup, listen
+from worker.settings import Settings
+
+CLOCK_SECONDS = 0.5  #: Nothing waits longer than this for a wake-up that got lost.
+LIFE_EVERY_SECONDS = 2  #: Signs of life; a worker counts as silent after ten seconds.
+RESCUE_EVERY_SECONDS = 1  #: A lease that ran out is noticed within a second.
+PAUSE_AFTER_ERROR_SECONDS = 1.0  #: Before a loop goes on that failed.
+STOP_SECONDS = 5  #: What a loop may take to end; after that the process ends without it.
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """The threads of one process; each does one thing, so that none waits for another's database or Redis."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        publish: Publish,
+        *,
+        worker: str,
+        slots: int,
+        abandon: Callable[[Transaction, Claim], object],
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._worker = worker
+        self._slots = slots
+        self._abandon = abandon
+        # A worker that comes back under the same name is another holder.
+        self._holder = f"{worker}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        self._leads = threading.Event()
+        self._stopped = threading.Event()
+        self._wakeup = Wakeup()
+        self._dispatch = Dispatch(engine, settings, publish, holder=self._holder)
+        redis = connect(settings.redis_url.get_secret_value())
+        self._relay = Relay(engine, redis, settings.event_stream, holder=self._holder)
+        self._threads: list[threading.Thread] = []
+
+    def wake(self) -> None:
+        """Look at once: something was recorded or a thread came free."""
+        self._wakeup.ring()
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        upkeep.show_life(self._engine, self._worker, self._slots)
+        channel = self._settings.database_schema
+        self._run("listen", lambda: listen(self._engine, channel, self.wake, self._stopped))
+        self._run_loop("lead", self._lead_once)
+        self._run_loop("dispatch", self._dispatch_once, needs_lead=True)
+        self._run_loop("relay", self._relay_once, needs_lead=True)
+        self._run_loop("rescue", self._rescue_once, needs_lead=True)
+        self._run_loop("life", self._life_once)
+
+    def stop(self) -> None:
+        """Dispatch no more and let another lead; events are relayed until `close`."""
+        self._stopped.set()
+        self.wake()
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
+        try:
+            upkeep.say_goodbye(self._engine, self._worker)
+        except Exception:
+            log.warning("not signed off", exc_info=True)
+
+    def close(self) -> None:
+        """Publish what the last jobs left and give up the lead."""
+        if not self._leads.is_set():
+            return
+        try:
+            with writing(self._engine) as transaction:
+                take_lead(transaction, self._holder)
+            while self._relay.run_once():
+                pass
+            with writing(self._engine) as transaction:
+                give_up_lead(transaction, self._holder)
+        except Exception:
+            # Whoever leads next publishes them.
+            log.warning("events not published at the end", exc_info=True)
+
+    def _lead_once(self, bell: threading.Event) -> None:
+        with writing(self._engine) as transaction:
+            leads = take_lead(transaction, self._holder)
+        if leads != self._leads.is_set():
+            log.info("leads" if leads else "leads no more", holder=self._holder)
+            (self._leads.set if leads else self._leads.clear)()
+            self.wake()
+        bell.clear()
+        self._stopped.wait(RENEW_EVERY_SECONDS if leads else LOOK_EVERY_SECONDS)
+
+    def _dispatch_once(self, bell: threading.Event) -> None:
+        look = self._dispatch.run_once()
+        if look.dispatched == 0 or look.again_in_seconds is not None:
+            bell.wait(CLOCK_SECONDS if look.again_in_seconds is None else min(look.again_in_seconds, CLOCK_SECONDS))
+
+    def _relay_once(self, bell: threading.Event) -> None:
+        if self._relay.run_once() == 0:
+            bell.wait(CLOCK_SECONDS)
+
+    def _rescue_once(self, bell: threading.Event) -> None:  # noqa: ARG002 - the clock alone decides
+        if upkeep.rescue(self._engine, self._holder, self._abandon):
+            self.wake()
+        self._stopped.wait(RESCUE_EVERY_SECONDS)
+
+    def _life_once(self, bell: threading.Event) -> None:  # noqa: ARG002 - the clock alone decides
+        upkeep.show_life(self._engine, self._worker, self._slots)
+        self._stopped.wait(LIFE_EVERY_SECONDS)
+
+    def _run_loop(self, name: str, once: Callable[[threading.Event], None], *, needs_lead: bool = False) -> None:
+        bell = self._wakeup.bell()
+
+        def run() -> None:
+            while not self._stopped.is_set():
+                if needs_lead and not self._leads.is_set():
+                    bell.wait(CLOCK_SECONDS)
+                    bell.clear()
+                    continue
+                bell.clear()
+                try:
+                    once(bell)
+                except Exception as error:
+                    log.warning("failed, goes on", loop=name, error=type(error).__name__, exc_info=True)
+                    self._stopped.wait(PAUSE_AFTER_ERROR_SECONDS)
+
+        self._run(name, run)
+
+    def _run(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=f"dispatcher-{name}", daemon=True)
+        thread.start()
+        self._threads.append(thread)

@@ -1,0 +1,41 @@
+"""Which dispatcher leads: one row, held for ten seconds at a time."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, or_, select, update
+
+from customer_jobs.database import Transaction
+from customer_jobs.schema import leases
+from customer_jobs.sql import now
+
+LEASE = "dispatcher"  #: The row's name.
+LEASE_SECONDS = 10  #: A leader that was killed is replaced within this and one look of the others.
+RENEW_EVERY_SECONDS = 3  #: Two renewals may fail.
+LOOK_EVERY_SECONDS = 1  #: How often the others try to take it.
+
+
+def take_lead(transaction: Transaction, holder: str) -> bool:
+    """Take or renew the lead; whether `holder` leads now."""
+    statement = transaction.insert(leases).values(name=LEASE, holder=holder, expires_at=now(LEASE_SECONDS))
+    free = or_(leases.c.holder == holder, leases.c.expires_at < now())
+    statement = statement.on_conflict_do_update(
+        index_elements=[leases.c.name],
+        set_={"holder": holder, "expires_at": statement.excluded.expires_at},
+        where=free,
+    ).returning(leases.c.holder)
+    return transaction.row(statement) is not None
+
+
+def give_up_lead(transaction: Transaction, holder: str) -> None:
+    """Let another lead at once."""
+    transaction.execute(
+        update(leases).where(leases.c.name == LEASE, leases.c.holder == holder).values(expires_at=now(-1))
+    )
+
+
+def still_leads(transaction: Transaction, holder: str) -> bool:
+    """Whether `holder` leads, until the end of this transaction: a leader that was stopped finds out before it writes."""
+    mine: ColumnElement[bool] = leases.c.holder == holder
+    # FOR SHARE: whoever would take the lead over waits for this transaction.
+    query = select(leases.c.name).where(leases.c.name == LEASE, mine, leases.c.expires_at > now())
+    return transaction.row(query.with_for_update(read=True)) is not None

@@ -1,0 +1,58 @@
+"""Publishes the outbox: unpublished events, in order, into the Redis Stream; at least once, each under its own id."""
+
+from __future__ import annotations
+
+import redis
+import structlog
+from sqlalchemy import Engine, select, update
+
+from customer_jobs.database import writing
+from customer_jobs.events import stream_entry
+from customer_jobs.schema import events
+from customer_jobs.sql import now
+from worker.dispatcher.leader import still_leads
+
+BATCH_SIZE = 200  #: Events in one transaction and one round trip.
+REDIS_TIMEOUT_SECONDS = 2  #: A Redis that hangs costs the relay this long, and nobody else anything.
+
+log = structlog.get_logger(__name__)
+
+
+def connect(url: str) -> redis.Redis:
+    """A client that gives up quickly: what could not be sent is still in the table, so nothing is sent again blindly."""
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+        retry=None,
+        retry_on_error=[],
+        retry_on_timeout=False,
+    )
+
+
+class Relay:
+    """Moves events from the table to the stream."""
+
+    def __init__(self, engine: Engine, client: redis.Redis, stream: str, *, holder: str) -> None:
+        self._engine = engine
+        self._client = client
+        self._stream = stream
+        self._holder = holder
+
+    def run_once(self) -> int:
+        """Publish the oldest unpublished events; how many. Raises RedisError when they could not be."""
+        with writing(self._engine) as transaction:
+            if not still_leads(transaction, self._holder):
+                return 0
+            oldest = select(*events.c).where(events.c.published_at.is_(None)).order_by(events.c.seq).limit(BATCH_SIZE)
+            rows = transaction.rows(oldest)
+        if not rows:
+            return 0
+        pipeline = self._client.pipeline(transaction=False)
+        for row in rows:
+            pipeline.xadd(self._stream, stream_entry(row))  # type: ignore[arg-type]
+        pipeline.execute()
+        with writing(self._engine) as transaction:
+            published = update(events).where(events.c.seq.in_([row["seq"] for row in rows]))
+            transaction.execute(published.values(published_at=now()))
+        return len(rows)

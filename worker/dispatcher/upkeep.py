@@ -1,0 +1,56 @@
+"""What a dispatcher does beside dispatching: shows that its worker lives, rescues what others left, prunes what is old."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import Engine, delete, or_
+
+from customer_jobs import __version__, lifecycle
+from customer_jobs.database import Transaction, writing
+from customer_jobs.lifecycle import Claim
+from customer_jobs.schema import workers
+from customer_jobs.sql import now
+from worker.dispatcher.leader import still_leads
+
+RESCUE_AT_ONCE = 100  #: Attempts ended in one transaction; the next follows at once.
+FORGET_WORKER_SECONDS = 3600  #: A worker that was not seen for longer is gone, not late.
+
+log = structlog.get_logger(__name__)
+
+
+def show_life(engine: Engine, worker: str, slots: int) -> None:
+    """Tell the dispatcher that leads how many threads this worker has."""
+    with writing(engine) as transaction:
+        values = {"name": worker, "slots": slots, "version": __version__}
+        statement = transaction.insert(workers).values(**values, seen_at=now())
+        transaction.execute(
+            statement.on_conflict_do_update(
+                index_elements=[workers.c.name],
+                set_={name: statement.excluded[name] for name in ("slots", "version", "seen_at")},
+            )
+        )
+
+
+def say_goodbye(engine: Engine, worker: str) -> None:
+    """Let nothing more be dispatched for this worker's threads."""
+    with writing(engine) as transaction:
+        long_gone = workers.c.seen_at < now(-FORGET_WORKER_SECONDS)
+        transaction.execute(delete(workers).where(or_(workers.c.name == worker, long_gone)))
+
+
+def rescue(engine: Engine, holder: str, abandon: Callable[[Transaction, Claim], object]) -> int:
+    """Let the jobs go on whose message was lost or whose worker fell silent; how many."""
+    with writing(engine) as transaction:
+        if not still_leads(transaction, holder):
+            return 0
+        unclaimed = lifecycle.rescue_unclaimed(transaction)
+        silent = lifecycle.expired(transaction, RESCUE_AT_ONCE)
+        for held in silent:
+            abandon(transaction, held)
+    for held in silent:
+        log.warning("attempt abandoned", job_id=held.job["id"], attempt=held.number)
+    if unclaimed:
+        log.info("rescued unclaimed jobs", jobs=unclaimed)
+    return unclaimed + len(silent)

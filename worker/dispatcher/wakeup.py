@@ -1,0 +1,67 @@
+"""What wakes the dispatcher before its clock does: PostgreSQL's NOTIFY, a change of SQLite's file, this process itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import psycopg
+import structlog
+from sqlalchemy import Engine
+
+SQLITE_LOOK_SECONDS = 0.05  #: One PRAGMA; a twentieth of a second is not noticed by a person.
+RECONNECT_SECONDS = 1.0  #: Pause before listening anew; the dispatchers' clocks go on meanwhile.
+
+log = structlog.get_logger(__name__)
+
+
+class Wakeup:
+    """A bell with several listeners: each hears every ring, rings while it is busy count once."""
+
+    def __init__(self) -> None:
+        self._bells: list[threading.Event] = []
+
+    def bell(self) -> threading.Event:
+        """A new listener."""
+        bell = threading.Event()
+        self._bells.append(bell)
+        return bell
+
+    def ring(self) -> None:
+        """Wake everybody."""
+        for bell in self._bells:
+            bell.set()
+
+
+def listen(engine: Engine, channel: str, ring: Callable[[], None], stopped: threading.Event) -> None:
+    """Ring whenever somebody commits new jobs or events, until stopped."""
+    watch = _watch_sqlite if engine.dialect.name == "sqlite" else _watch_postgresql
+    while not stopped.is_set():
+        try:
+            watch(engine, channel, ring, stopped)
+        except Exception as error:  # noqa: BLE001 - whatever breaks the connection, the clock stands in for it
+            log.warning("not listening", error=type(error).__name__)
+            stopped.wait(RECONNECT_SECONDS)
+
+
+def _watch_postgresql(engine: Engine, channel: str, ring: Callable[[], None], stopped: threading.Event) -> None:
+    arguments, options = engine.dialect.create_connect_args(engine.url)
+    with psycopg.connect(*arguments, **{**options, "autocommit": True, "connect_timeout": 3}) as connection:
+        connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+        ring()  # What was committed while nobody listened.
+        while not stopped.is_set():
+            for _ in connection.notifies(timeout=0.5, stop_after=1):
+                ring()
+
+
+def _watch_sqlite(engine: Engine, channel: str, ring: Callable[[], None], stopped: threading.Event) -> None:  # noqa: ARG001 - one signature for both
+    seen = None
+    with engine.connect() as connection:
+        raw = connection.connection.driver_connection
+        assert raw is not None  # noqa: S101 - a connection that is checked out
+        while not stopped.wait(SQLITE_LOOK_SECONDS):
+            # Changes when another connection has committed; reading it opens no transaction.
+            version = raw.execute("PRAGMA data_version").fetchone()
+            if version != seen:
+                seen = version
+                ring()

@@ -1,0 +1,63 @@
+"""What an attempt sends to Stripe: made of a job's row at the first claim, read back from the row ever after; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from customer_jobs.errors import InvalidJob
+from customer_jobs.payload import METADATA_EXTERNAL_ID, METADATA_JOB_ID, check_payload
+from customer_jobs.vocabulary import Kind
+
+KEY_PREFIX = "customer-jobs-"  #: Before the job's id: an idempotency key that nobody else on the account uses.
+
+
+@dataclass(frozen=True)
+class Request:
+    """The call that an attempt makes."""
+
+    kind: str
+    params: Mapping[str, Any]
+    credential: str
+    stripe_account: str | None
+    idempotency_key: str | None
+
+    def frozen(self) -> str:
+        """The parameters as the row keeps them."""
+        return json.dumps(self.params, ensure_ascii=False)
+
+
+def request_of(job: Mapping[str, Any]) -> Request:
+    """The request of a job's row. Raises InvalidJob for a row that producers' checks would have refused."""
+    payload = check_payload(job["kind"], job["payload"])
+    creates = job["kind"] == Kind.CUSTOMER_CREATE
+    if job["params"] is not None:
+        params = _thawed(job["params"])
+    else:
+        params = _with_our_metadata(payload["body"], job) if creates else payload
+    return Request(
+        kind=job["kind"],
+        params=params,
+        credential=job["credential"],
+        stripe_account=job["stripe_account"],
+        idempotency_key=KEY_PREFIX + job["id"] if creates else None,
+    )
+
+
+def _with_our_metadata(body: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    ours = {METADATA_JOB_ID: job["id"]}
+    if job["external_id"] is not None:
+        ours[METADATA_EXTERNAL_ID] = job["external_id"]
+    return {**body, "metadata": {**(body.get("metadata") or {}), **ours}}
+
+
+def _thawed(params: str) -> dict[str, Any]:
+    try:
+        thawed = json.loads(params)
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob("params", f"is not JSON: {error}") from error
+    if not isinstance(thawed, dict):
+        raise InvalidJob("params", "is not a JSON object")
+    return thawed
