@@ -1,17 +1,23 @@
 """A durable, event-driven worker for Stripe customers: what an app imports."""
 
-from customer_jobs.errors import (
-    ConflictError,
-    CustomerJobsError,
-    InvalidJob,
-    InvalidSetting,
-    NotRetryable,
-    Unavailable,
-    UnknownJob,
-)
-from customer_jobs.job import Attempt, Customer, Job
-from customer_jobs.producer import CustomerJobs
-from customer_jobs.vocabulary import Kind, Outcome, Priority, State, Verdict
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from customer_jobs.errors import (
+        ConflictError,
+        CustomerJobsError,
+        InvalidJob,
+        InvalidSetting,
+        NotRetryable,
+        Unavailable,
+        UnknownJob,
+    )
+    from customer_jobs.job import Attempt, Customer, Job
+    from customer_jobs.producer import CustomerJobs
+    from customer_jobs.vocabulary import Kind, Outcome, Priority, State, Verdict
 
 __version__ = "0.1.0"
 
@@ -34,3 +40,27 @@ __all__ = [
     "Verdict",
     "__version__",
 ]
+
+#: Where a name comes from when it is first asked for: SQLAlchemy takes half a second that `customer-jobs --help`, the
+#: sandbox and the leashes need not spend.
+_MODULES = {
+    "errors": (
+        "ConflictError",
+        "CustomerJobsError",
+        "InvalidJob",
+        "InvalidSetting",
+        "NotRetryable",
+        "Unavailable",
+        "UnknownJob",
+    ),
+    "job": ("Attempt", "Customer", "Job"),
+    "producer": ("CustomerJobs",),
+    "vocabulary": ("Kind", "Outcome", "Priority", "State", "Verdict"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,47 +1,32 @@
-"""The tasks: each shows the call it makes to Stripe and how it is retried. Claiming and recording are the runner's."""
-
-from __future__ import annotations
-
-from celery import Task
+"""The tasks: the call that each makes to Stripe, and how it is retried. Claiming and recording are the runner's."""
 
 from customer_jobs.vocabulary import Kind
 from worker.answers import Answer
-from worker.app import JobFailed, app, attempt
+from worker.app import task
 from worker.gateway import Gateway
 from worker.request import Request
-from worker.retry import CREATE_WINDOW, RetryPolicy
-
-#: Sent again under the same idempotency key, and only while Stripe is sure to remember it.
-CREATE_RETRIES = RetryPolicy(window=CREATE_WINDOW)
-#: Reading changes nothing, so it may be repeated for as long as there are attempts.
-FETCH_RETRIES = RetryPolicy()
+from worker.retry import BASE_SECONDS, CAP_SECONDS, CREATE_WINDOW, RetryPolicy
 
 
-@app.task(bind=True, name=Kind.CUSTOMER_CREATE.value, throws=(JobFailed,))
-def create_customer(task: Task, job_id: str) -> str:
-    """One attempt to create the customer of a job."""
-
-    def call(stripe: Gateway, request: Request) -> Answer:
-        return stripe.create_customer(
-            request.params,
-            credential=request.credential,
-            stripe_account=request.stripe_account,
-            idempotency_key=request.idempotency_key,
-        )
-
-    return attempt(task, job_id, call, CREATE_RETRIES)
+# Sent again under the same idempotency key, and only while Stripe is sure to remember it.
+@task(Kind.CUSTOMER_CREATE, retry=RetryPolicy(BASE_SECONDS, CAP_SECONDS, window=CREATE_WINDOW))
+def create_customer(stripe: Gateway, request: Request) -> Answer:
+    """One attempt to create a customer."""
+    return stripe.create_customer(
+        request.params,
+        idempotency_key=request.idempotency_key,
+        credential=request.credential,
+        stripe_account=request.stripe_account,
+    )
 
 
-@app.task(bind=True, name=Kind.CUSTOMER_FETCH.value, throws=(JobFailed,))
-def fetch_customer(task: Task, job_id: str) -> str:
-    """One attempt to fetch the customer of a job."""
-
-    def call(stripe: Gateway, request: Request) -> Answer:
-        return stripe.fetch_customer(
-            request.params["customer_id"],
-            expand=request.params["expand"],
-            credential=request.credential,
-            stripe_account=request.stripe_account,
-        )
-
-    return attempt(task, job_id, call, FETCH_RETRIES)
+# Reading changes nothing: it may be repeated for as long as there are attempts.
+@task(Kind.CUSTOMER_FETCH, retry=RetryPolicy(BASE_SECONDS, CAP_SECONDS))
+def fetch_customer(stripe: Gateway, request: Request) -> Answer:
+    """One attempt to fetch a customer."""
+    return stripe.fetch_customer(
+        request.params["customer_id"],
+        expand=request.params["expand"],
+        credential=request.credential,
+        stripe_account=request.stripe_account,
+    )

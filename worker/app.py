@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,12 +14,12 @@ from celery.exceptions import Ignore, Retry
 
 from customer_jobs.database import open_engine
 from customer_jobs.errors import InvalidSetting
-from customer_jobs.vocabulary import State
+from customer_jobs.vocabulary import Kind, State
 from worker.dispatcher import Dispatcher
 from worker.gateway import Gateway
 from worker.logs import configure_logging
 from worker.retry import RetryPolicy
-from worker.runner import Call, Runner
+from worker.runner import Call, Recorded, Runner
 from worker.settings import Settings, settings
 
 QUEUE = "customer-jobs"  #: Never the default queue of an app that shares the Redis.
@@ -72,9 +73,25 @@ app = Celery("customer-jobs", include=["tasks.customers"])
 app.add_defaults(configuration)
 
 
-def attempt(task: Task, job_id: str, call: Call, policy: RetryPolicy) -> str:
-    """Make one attempt at a job, and show in Celery what came of it."""
-    recorded = runner().attempt(job_id, call, policy, worker=task.request.hostname or "unknown")
+_retries: dict[str, RetryPolicy] = {}  #: By kind, as the tasks declare them.
+
+
+def task(kind: Kind, *, retry: RetryPolicy) -> Callable[[Call], Task]:
+    """Make a call to Stripe the Celery task of a kind: its argument is a job's id, the runner does the rest."""
+    _retries[kind] = retry
+
+    def register(call: Call) -> Task:
+        @app.task(bind=True, name=kind.value, throws=(JobFailed,), __doc__=call.__doc__)
+        def make_attempt(self: Task, job_id: str) -> str:
+            recorded = runner().attempt(job_id, call, retry, worker=self.request.hostname or "unknown")
+            return _shown_in_celery(recorded)
+
+        return make_attempt
+
+    return register
+
+
+def _shown_in_celery(recorded: Recorded | None) -> str:
     if recorded is None:
         raise Ignore
     match recorded.state:
@@ -121,8 +138,6 @@ class DispatcherStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:
-        from tasks.customers import policy_of
-
         engine = _engine(settings())
         dispatcher = Dispatcher(
             engine,
@@ -130,7 +145,7 @@ class DispatcherStep(bootsteps.StartStopStep):
             publish,
             worker=parent.hostname,
             slots=parent.concurrency,
-            abandon=lambda transaction, held: runner().abandon(transaction, held, policy_of(held.job["kind"])),
+            abandon=lambda transaction, held: runner().abandon(transaction, held, _retries[held.job["kind"]]),
         )
         dispatcher.start()
         _dispatchers.append(dispatcher)

@@ -22,7 +22,7 @@ class Request:
     params: Mapping[str, Any]
     credential: str
     stripe_account: str | None
-    idempotency_key: str | None
+    idempotency_key: str  #: Sent with a create; a fetch needs none.
 
     def frozen(self) -> str:
         """The parameters as the row keeps them."""
@@ -42,7 +42,7 @@ def request_of(job: Mapping[str, Any]) -> Request:
         params=params,
         credential=job["credential"],
         stripe_account=job["stripe_account"],
-        idempotency_key=KEY_PREFIX + job["id"] if creates else None,
+        idempotency_key=KEY_PREFIX + job["id"],
     )
 
 

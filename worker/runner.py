@@ -103,7 +103,8 @@ class Runner:
         if (reason := _must_not_be_sent(job, sent_to)) is not None:
             return self._refuse(transaction, job, Problem("api_error", OUTCOME_UNKNOWN, reason), worker)
         creates = request.kind == Kind.CUSTOMER_CREATE
-        sending = Sending(request.frozen(), sent_to, request.idempotency_key, may_create=creates)
+        key = request.idempotency_key if creates else None
+        sending = Sending(request.frozen(), sent_to, key, may_create=creates)
         held = lifecycle.claim(transaction, job_id, worker=worker, sending=sending)
         return (held, request) if held is not None else None
 

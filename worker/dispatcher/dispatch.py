@@ -150,8 +150,9 @@ def _lanes_with_work(transaction: Transaction) -> list[Lane]:
     query = select(*_LANE_COLUMNS).where(is_waiting()).order_by(*_LANE_COLUMNS).limit(1)
     behind = query
     while row := transaction.execute(behind).one_or_none():
-        found.append(Lane(*row))
-        behind = query.where(tuple_(*_LANE_COLUMNS) > tuple_(*(literal(value) for value in row)))
+        lane = Lane._make(row)
+        found.append(lane)
+        behind = query.where(tuple_(*_LANE_COLUMNS) > tuple_(*map(literal, lane)))
     return found
 
 
@@ -182,8 +183,8 @@ def _next_jobs(transaction: Transaction, lane: Lane, most: int) -> Iterator[tupl
             .order_by(jobs.c.due_at)
             .limit(most)
         )
-        for row in transaction.rows(query):
-            due.append((max(priority - row["aged"], Priority.URGENT), row["due_at"], row["id"]))
+        rows = transaction.rows(query)
+        due += [(max(priority - row["aged"], Priority.URGENT), row["due_at"], row["id"]) for row in rows]
     return ((priority, job_id) for priority, _, job_id in sorted(due)[:most])
 
 

@@ -34,7 +34,7 @@ def give_up_lead(transaction: Transaction, holder: str) -> None:
 
 
 def still_leads(transaction: Transaction, holder: str) -> bool:
-    """Whether `holder` leads, until the end of this transaction: a leader that was stopped finds out before it writes."""
+    """Whether `holder` leads, until this transaction ends: a leader that was stopped finds out before it writes."""
     mine: ColumnElement[bool] = leases.c.holder == holder
     # FOR SHARE: whoever would take the lead over waits for this transaction.
     query = select(leases.c.name).where(leases.c.name == LEASE, mine, leases.c.expires_at > now())

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 def connect(url: str) -> redis.Redis:
-    """A client that gives up quickly: what could not be sent is still in the table, so nothing is sent again blindly."""
+    """A client that gives up quickly and repeats nothing by itself: what was not sent is still in the table."""
     return redis.Redis.from_url(
         url,
         socket_timeout=REDIS_TIMEOUT_SECONDS,

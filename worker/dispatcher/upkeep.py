@@ -1,4 +1,4 @@
-"""What a dispatcher does beside dispatching: shows that its worker lives, rescues what others left, prunes what is old."""
+"""What a dispatcher does beside dispatching: shows that its worker lives, rescues what others left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What wakes the dispatcher before its clock does: PostgreSQL's NOTIFY, a change of SQLite's file, this process itself."""
+"""What wakes the dispatcher before its clock does: NOTIFY, a change of SQLite's file, this process itself."""
 
 from __future__ import annotations
 
