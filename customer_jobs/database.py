@@ -38,7 +38,7 @@ def parse_url(value: str | URL) -> URL:
     """SQLAlchemy's URL of a database we support, whichever spelling came in (`postgres://`, `postgresql://`, `sqlite://`)."""
     try:
         url = make_url(value)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: the port is no number, as with a @ or : in the password.
         # The text may hold a password: it is not repeated.
         raise InvalidSetting(
             "DATABASE_URL is not a database URL; it looks like postgresql://user:password@host/name or sqlite:///file"

@@ -1,0 +1,7 @@
+"""The commands that run programs on this machine: sandbox, dev, demo."""
+
+from __future__ import annotations
+
+import typer
+
+commands = typer.Typer()

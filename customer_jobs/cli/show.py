@@ -1,0 +1,256 @@
+"""How things look on a terminal: jobs, one job with its ledger, events; plain where nobody watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from customer_jobs.cli.exits import without_secrets
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from customer_jobs.job import Attempt, Job
+
+PIPE_WIDTH = 120  #: Columns where the output is no terminal: enough for every column of a table.
+WIDE = 108  #: Columns from which a list shows everything.
+MIDDLE = 100  #: … and from which it shows everything but the attempts.
+
+STATE_STYLES = {
+    "succeeded": "green",
+    "failed": "bold red",
+    "cancelled": "dim",
+    "retrying": "yellow",
+    "running": "cyan",
+    "dispatched": "cyan",
+}
+
+
+def document(value: Any) -> None:
+    """Print one JSON document, one line of it where nobody watches."""
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None), flush=True)
+
+
+def json_line(value: Any) -> None:
+    """Print one JSON document on one line."""
+    print(json.dumps(value), flush=True)
+
+
+def console() -> Console:
+    """Where to print: without colour unless a terminal listens, nothing in a text read as markup."""
+    from rich.console import Console
+
+    fixed = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Console(width=fixed, highlight=False, markup=False, emoji=False)
+
+
+def put(*parts: Any) -> None:
+    """Print tables and texts; without the blanks that fill a line up where nobody watches."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(*parts, sep="\n")
+        return
+    with screen.capture() as captured:
+        screen.print(*parts, sep="\n")
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
+
+
+def plain(value: object) -> str:
+    """A value as it may be printed: what would move the cursor or turn the text around is shown instead of obeyed."""
+    text = "" if value is None else str(value)
+    return without_secrets("".join(each if each.isprintable() else "�" for each in text))
+
+
+def jobs(found: Sequence[Job], now: datetime) -> None:
+    """Print a table of jobs, as wide as the terminal allows; no personal data in it."""
+    width = console().width
+    names = ["JOB", "KIND", "STATE", "CREATED"]
+    names += ["TRIES"] if width >= WIDE else []
+    names += ["CUSTOMER OR REASON"] if width >= MIDDLE else []
+    table = ledger(*names)
+    for job in found:
+        cells = {
+            "JOB": text(job.id),
+            "KIND": text(job.kind),
+            "STATE": state(job.state),
+            "CREATED": text(ago(job.created_at, now)),
+            "TRIES": text(job.attempt),
+            "CUSTOMER OR REASON": text(_reason(job, now)),
+        }
+        table.add_row(*(cells[name] for name in names))
+    put(table)
+
+
+def job(one: Job, now: datetime, *, personal: bool) -> None:
+    """Print a job with its attempts; `personal` includes what Stripe knows of the customer."""
+    head = text(f"job {one.id}  {one.kind}  ")
+    head.append_text(state(one.state))
+    parts = [head]
+    if one.error:
+        parts.append(facts(_error(one), "bold"))
+    parts.append(facts(_facts(one, now, personal=personal)))
+    if one.attempts:
+        parts += ["", attempts(one.attempts)]
+    put(*parts)
+
+
+def attempts(calls: Sequence[Attempt]) -> Table:
+    """The ledger: each call to Stripe in one line."""
+    table = ledger("  #", "STARTED (UTC)", "TOOK", "ANSWER", "VERDICT", "REQUEST", "NOTE")
+    for call in calls:
+        table.add_row(
+            text(f"{call.number:>3}"),
+            text(call.started_at.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3]),
+            text("" if call.duration_ms is None else span(call.duration_ms / 1000)),
+            text(call.http_status or ("none" if call.finished_at else "")),
+            state(call.verdict or "running"),
+            text(call.request_id),
+            text(_call_note(call)),
+        )
+    return table
+
+
+def event_line(event: Mapping[str, Any], now: datetime) -> str:
+    """An event in one line: when, what, which job, and the customer or the reason."""
+    data = event.get("data") if isinstance(event.get("data"), Mapping) else {}
+    assert isinstance(data, Mapping)  # noqa: S101 - said to the type checker
+    error = data.get("error") if isinstance(data.get("error"), Mapping) else {}
+    assert isinstance(error, Mapping)  # noqa: S101
+    kind = str(event.get("type", "")).removeprefix("customer_jobs.")
+    reason = (
+        error.get("code") or error.get("type") or " ".join(filter(None, (data.get("outcome"), data.get("customer_id"))))
+    )
+    return plain(f"{_clock(event.get('time'), now):<11}  {kind:<25}  {event.get('subject', ''):<36}  {reason}").rstrip()
+
+
+def ledger(*columns: str) -> Table:
+    """A table without lines, whose cells are never broken."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def facts(pairs: Sequence[tuple[str, str]], style: str = "") -> Table:
+    """Names and values under each other; a long value is broken."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="dim", width=13)
+    table.add_column(overflow="fold", style=style)
+    for name, value in pairs:
+        table.add_row(text(f"  {name}"), text(value))
+    return table
+
+
+def text(value: object) -> Any:
+    """A cell whose content is taken as it is."""
+    from rich.text import Text
+
+    return Text(plain(value))
+
+
+def state(word: str) -> Any:
+    """A state or verdict in its colour."""
+    from rich.text import Text
+
+    return Text(plain(word), style=STATE_STYLES.get(word, {"rate_limited": "yellow", "retry": "yellow"}.get(word, "")))
+
+
+def span(seconds: float) -> str:
+    """A span of time with two or three figures: `12 ms`, `3.4 s`, `5 min`, `2 h`, `3 d`."""
+    for limit, unit, divisor in ((90.0, "s", 1.0), (5400.0, "min", 60.0), (129_600.0, "h", 3600.0)):
+        if seconds < limit:
+            if seconds < 1:
+                return f"{seconds * 1000:.0f} ms"
+            figures = seconds / divisor
+            return f"{figures:.1f} {unit}" if figures < 10 and unit == "s" else f"{figures:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """How far a moment is from now: `5 min ago`, `in 3 s`, `now`."""
+    distance = (now - moment).total_seconds()
+    if abs(distance) < 1:
+        return "now"
+    whole = span(float(round(abs(distance)))).replace(".0", "")
+    return f"{whole} ago" if distance > 0 else f"in {whole}"
+
+
+def when(moment: datetime, now: datetime) -> str:
+    """A moment both ways: `2026-11-22 17:20:01 UTC, 5 min ago`."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {ago(moment, now)}"
+
+
+def _reason(job: Job, now: datetime) -> str:
+    if job.state == "succeeded":
+        return job.customer_id or ""
+    if job.state == "failed":
+        return str((job.error or {}).get("code") or (job.error or {}).get("type") or "")
+    if _waits(job, now):
+        return f"due {ago(job.due_at, now)}"
+    return job.customer_id or ""
+
+
+def _waits(job: Job, now: datetime) -> bool:
+    return job.state in {"queued", "retrying"} and job.due_at > now
+
+
+def _error(job: Job) -> list[tuple[str, str]]:
+    error = job.error or {}
+    codes = [str(error[name]) for name in ("code", "decline_code") if error.get(name)] or [str(error.get("type"))]
+    status = f" (HTTP {error['http_status']})" if error.get("http_status") else ""
+    lines = [("error", f"{', '.join(codes)}{status}: {error.get('message') or 'no message'}")]
+    if error.get("remedy"):
+        lines.append(("remedy", str(error["remedy"])))
+    if error.get("doc_url"):
+        lines.append(("see", str(error["doc_url"])))
+    return lines
+
+
+def _facts(job: Job, now: datetime, *, personal: bool) -> list[tuple[str, str]]:
+    from customer_jobs.vocabulary import Priority
+
+    customer = (job.result or {}).get("response") or {}
+    lines = [
+        ("outcome", job.outcome),
+        ("customer", job.customer_id),
+        ("e-mail", customer.get("email") if personal else None),
+        ("name", customer.get("name") if personal else None),
+        ("external id", job.external_id),
+        ("attempts", f"{job.attempt} of {job.max_attempts} used up"),
+        ("priority", Priority(job.priority).name.lower()),
+        ("credential", job.credential + {True: ", live mode", False: ", test mode", None: ""}[job.livemode]),
+        ("account", job.stripe_account),
+        ("context", None if job.context is None else json.dumps(job.context, ensure_ascii=False)),
+        ("retry of", job.retry_of),
+        ("created", when(job.created_at, now)),
+        ("due", when(job.due_at, now) if _waits(job, now) else None),
+        ("started", None if job.started_at is None else when(job.started_at, now)),
+        ("finished", None if job.finished_at is None else when(job.finished_at, now)),
+    ]
+    if job.finished_at is not None:
+        lines.append(("took", span((job.finished_at - job.created_at).total_seconds())))
+    return [(name, str(value)) for name, value in lines if value not in (None, "")]
+
+
+def _call_note(call: Attempt) -> str:
+    notes = [call.rate_limited_reason or call.error_code or call.error_type or ""]
+    notes += ["replayed"] if call.replayed else []
+    notes += ["perhaps executed"] if call.ambiguous and call.verdict not in (None, "succeeded") else []
+    return ", ".join(filter(None, notes))
+
+
+def _clock(time: object, now: datetime) -> str:
+    try:
+        moment = datetime.fromisoformat(str(time)).astimezone(UTC)
+    except ValueError:
+        return "?"
+    return f"{moment:%H:%M:%S}" if moment.date() == now.astimezone(UTC).date() else f"{moment:%m-%d %H:%M}"
