@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Table, create_engine, event, make_url
@@ -110,6 +110,10 @@ class Transaction:
         """The only row, or None."""
         row = self.execute(statement, parameters).mappings().one_or_none()
         return None if row is None else {**row}
+
+    def savepoint(self) -> AbstractContextManager[object]:
+        """A part of the transaction that is undone as a whole when an error leaves it."""
+        return self.connection.begin_nested()
 
     def insert(self, table: Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""

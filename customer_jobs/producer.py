@@ -76,7 +76,15 @@ class CustomerJobs:
 
         Source: https://docs.stripe.com/api/customers/create
         """
-        row = _create_row(body, external_id, credential, stripe_account, priority, due_at, context)
+        row = _create_row(
+            body,
+            external_id=external_id,
+            credential=credential,
+            stripe_account=stripe_account,
+            priority=priority,
+            due_at=due_at,
+            context=context,
+        )
         with self._transaction(session) as transaction:
             return self._insert(transaction, [row])[0]
 
@@ -88,7 +96,7 @@ class CustomerJobs:
         Each row is a mapping with `body` and, if wanted, the other arguments of `create_customer`.
         """
         checked = [_row_of(index, row) for index, row in enumerate(rows)]
-        with self._transaction(session) as transaction, transaction.connection.begin_nested():
+        with self._transaction(session) as transaction, transaction.savepoint():
             return list(self._insert(transaction, checked))
 
     def fetch_customer(
@@ -112,14 +120,37 @@ class CustomerJobs:
 
         Source: https://docs.stripe.com/api/customers/retrieve
         """
-        row = {
-            "kind": Kind.CUSTOMER_FETCH.value,
-            "payload": payload.check_fetch(customer_id, expand, max_age_seconds),
-            "customer_id": customer_id,
-            "external_id": payload.check_external_id(external_id),
-        } | _common(credential, stripe_account, priority, due_at, context)
+        row = _row(
+            Kind.CUSTOMER_FETCH,
+            payload.check_fetch(customer_id, expand, max_age_seconds),
+            external_id=external_id,
+            credential=credential,
+            stripe_account=stripe_account,
+            priority=priority,
+            due_at=due_at,
+            context=context,
+        )
         with self._transaction(session) as transaction:
             return self._equal_waiting_fetch(transaction, row) or self._insert(transaction, [row])[0]
+
+    def enqueue(
+        self,
+        kind: str,
+        job_payload: Any,
+        *,
+        job_id: str | uuid.UUID | None = None,
+        session: Session | Connection | None = None,
+        **options: Any,
+    ) -> Job:
+        """The job of a kind and payload as the table has them, for doors that carry both unseen.
+
+        With `job_id` it happens once: the same id again is the same job. `options` are those of `create_customer`.
+        """
+        if job_id is not None and (job_id := _as_uuid(job_id)) is None:
+            raise InvalidJob("job_id", "must be a UUID")
+        row = _row(Kind(kind), payload.check_payload(kind, job_payload), job_id=job_id, **options)
+        with self._transaction(session) as transaction:
+            return self._insert(transaction, [row])[0]
 
     def get(self, job_id: str | uuid.UUID, *, session: Session | Connection | None = None) -> Job | None:
         """The job with its attempts, or None."""
@@ -191,7 +222,7 @@ class CustomerJobs:
                 # Frozen parameters hold the old job's id; a job that was never executed is prepared anew.
                 "params": old["params"] if old["first_sent_at"] is not None else None,
             }
-            with transaction.connection.begin_nested():
+            with transaction.savepoint():
                 transaction.execute(update(jobs).where(jobs.c.id == old["id"]).values(external_id=None))
                 return self._insert(transaction, [row])[0]
 
@@ -321,8 +352,15 @@ def body_digest(checked_payload: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _create_row(
-    body: Any,
+def _create_row(body: Any, **options: Any) -> Row:
+    return _row(Kind.CUSTOMER_CREATE, payload.check_create(body), **options)
+
+
+def _row(
+    kind: Kind,
+    checked: dict[str, Any],
+    *,
+    job_id: str | None = None,
     external_id: Any = None,
     credential: Any = "default",
     stripe_account: Any = None,
@@ -330,36 +368,16 @@ def _create_row(
     due_at: Any = None,
     context: Any = None,
 ) -> Row:
-    return {
-        "kind": Kind.CUSTOMER_CREATE.value,
-        "payload": payload.check_create(body),
-        "external_id": payload.check_external_id(external_id),
-    } | _common(credential, stripe_account, priority, due_at, context)
-
-
-def _row_of(index: int, row: Any) -> Row:
-    if not isinstance(row, Mapping):
-        raise InvalidJob(f"rows[{index}]", f"must be a mapping with a body, not {type(row).__name__}")
-    known = {"body", "external_id", "credential", "stripe_account", "priority", "due_at", "context"}
-    if unknown := sorted(map(str, row.keys() - known)):
-        raise InvalidJob(
-            f"rows[{index}]", f"has an unknown member {unknown[0]!r}; known are {', '.join(sorted(known))}"
-        )
-    if "body" not in row:
-        raise InvalidJob(f"rows[{index}]", "has no body")
-    try:
-        return _create_row(**row)
-    except InvalidJob as error:
-        raise InvalidJob(f"rows[{index}].{error.field}", error.problem) from error
-
-
-def _common(credential: Any, stripe_account: Any, priority: Any, due_at: Any, context: Any) -> Row:
     row = {
-        "id": str(uuid.uuid4()),
+        "id": job_id or str(uuid.uuid4()),
+        "kind": kind.value,
+        "payload": checked,
+        "external_id": payload.check_external_id(external_id),
         "credential": payload.check_credential(credential),
         "stripe_account": payload.check_stripe_account(stripe_account),
         "priority": payload.check_priority(priority),
         "context": payload.check_context(context),
+        "customer_id": checked.get("customer_id"),
     }
     if due_at is not None:
         if not isinstance(due_at, datetime) or due_at.tzinfo is None:
@@ -368,6 +386,21 @@ def _common(credential: Any, stripe_account: Any, priority: Any, due_at: Any, co
     if (most := _max_attempts()) is not None:
         row["max_attempts"] = most
     return row
+
+
+def _row_of(index: int, row: Any) -> Row:
+    if not isinstance(row, Mapping):
+        raise InvalidJob(f"rows[{index}]", f"must be a mapping with a body, not {type(row).__name__}")
+    known = {"body", "external_id", "credential", "stripe_account", "priority", "due_at", "context"}
+    if unknown := sorted(map(str, row.keys() - known)):
+        members = ", ".join(sorted(known))
+        raise InvalidJob(f"rows[{index}]", f"has an unknown member {unknown[0]!r}; known are {members}")
+    if "body" not in row:
+        raise InvalidJob(f"rows[{index}]", "has no body")
+    try:
+        return _create_row(**row)
+    except InvalidJob as error:
+        raise InvalidJob(f"rows[{index}].{error.field}", error.problem) from error
 
 
 def _max_attempts() -> int | None:
