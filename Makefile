@@ -1,22 +1,25 @@
 # Everything runs from .venv, which is built from requirements.lock; nothing else is needed but Python, make and git.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test lint format typecheck check lock clean
+.PHONY: help install demo dev test lint format typecheck check ci lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/installed  ## Build .venv from requirements.lock
+install: .venv/installed  ## Build .venv from requirements.lock; does nothing when that is done
 
-# The stamp is written last, so an interrupted installation is begun anew.
+# The stamp goes first and comes back last: an installation that was interrupted is begun anew, in an empty .venv.
 .venv/installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("customer-jobs needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("error: customer-jobs needs Python 3.11 or newer, this is %d.%d; choose another: make install PYTHON=python3.12" % v[:2])'
+	@echo "installing into .venv; this takes a minute and happens once"
+	@test -e $@ || $(PYTHON) -m venv --clear .venv
+	@rm -f $@
+	@$(PIP) install --quiet --require-hashes -r requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
 
 demo: install  ## Run the main job end to end: no servers, no Stripe key
 	@$(BIN)/customer-jobs demo
@@ -39,11 +42,16 @@ format: install  ## Put the code into its format
 typecheck: install  ## Check the types
 	$(BIN)/mypy
 
-check: lint typecheck test  ## All of the above
+check: lint typecheck test  ## Lint, typecheck and test
 
+ci:  ## Check all that must hold before a change is merged
+	@bash .ci/run
+
+# Without the indexes that this machine's uv may know besides: everybody gets the same lock.
 lock: install  ## Write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url --no-header \
-		--upgrade --quiet -o requirements.lock
+	env -u UV_INDEX -u UV_INDEX_URL -u UV_DEFAULT_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
+		$(BIN)/uv --no-config pip compile pyproject.toml --all-extras --universal --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-header --upgrade --quiet -o requirements.lock
 
 clean:  ## Remove the virtual environment and every cache
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
