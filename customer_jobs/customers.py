@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import update
+
 from customer_jobs.database import Transaction
 from customer_jobs.schema import customers
 
@@ -38,3 +40,18 @@ def keep_copy(transaction: Transaction, job: Mapping[str, Any], customer: Mappin
             where=customers.c.fetched_at <= new.fetched_at,
         )
     )
+
+
+def link_copy(transaction: Transaction, job: Mapping[str, Any]) -> None:
+    """Note the external_id of a job that was answered from the copy."""
+    if job["external_id"] is not None:
+        transaction.execute(
+            update(customers)
+            .where(
+                customers.c.credential == job["credential"],
+                customers.c.stripe_account == (job["stripe_account"] or ""),
+                customers.c.livemode == job["livemode"],
+                customers.c.id == job["customer_id"],
+            )
+            .values(external_id=job["external_id"])
+        )

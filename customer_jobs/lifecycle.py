@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from customer_jobs.customers import keep_copy
+from customer_jobs.customers import keep_copy, link_copy
 from customer_jobs.database import Transaction
 from customer_jobs.events import completion_event
 from customer_jobs.schema import attempts, events, is_in_flight, jobs
@@ -147,6 +147,11 @@ def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -
     return transaction.execute(_back_to_waiting().where(jobs.c.id.in_(job_ids), jobs.c.lease_token == token)).rowcount
 
 
+def postpone(transaction: Transaction, job_id: str, *, delay_seconds: float) -> int:
+    """Let a dispatched job that must not be tried yet wait again. No attempt is used."""
+    return transaction.execute(_back_to_waiting(delay_seconds).where(jobs.c.id == job_id)).rowcount
+
+
 def rescue_unclaimed(transaction: Transaction) -> int:
     """Let jobs wait again that nobody claimed within their lease; how many. No attempt is used."""
     return transaction.execute(_back_to_waiting().where(jobs.c.lease_expires_at < now())).rowcount
@@ -225,7 +230,10 @@ def succeed(transaction: Transaction, held: Claim, success: Success, entry: Entr
     )
     if row is None:
         return False
-    keep_copy(transaction, row, success.customer, asked_at=_started_at(held))
+    if success.outcome in {Outcome.LINKED, Outcome.FRESH}:
+        link_copy(transaction, row)
+    else:
+        keep_copy(transaction, row, success.customer, asked_at=_started_at(held))
     _emit(transaction, row)
     return True
 
@@ -288,11 +296,11 @@ def complete_attempt(transaction: Transaction, held: Claim, entry: Entry) -> Non
     transaction.execute(update(attempts).where(*_of_attempt(held)).values(finished_at=now(), **asdict(entry)))
 
 
-def _back_to_waiting() -> Update:
+def _back_to_waiting(delay_seconds: float = 0) -> Update:
     return (
         update(jobs)
         .where(jobs.c.state == State.DISPATCHED)
-        .values(state=State.RETRYING, due_at=now(), lease_token=null(), lease_expires_at=null())
+        .values(state=State.RETRYING, due_at=now(delay_seconds), lease_token=null(), lease_expires_at=null())
     )
 
 

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import uuid
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
-import structlog
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Ignore, Retry
 
-from customer_jobs.database import open_engine
 from customer_jobs.errors import InvalidSetting
 from customer_jobs.vocabulary import Kind, State
+from worker import process
 from worker.dispatcher import Dispatcher
-from worker.gateway import Gateway
 from worker.logs import configure_logging
 from worker.retry import RetryPolicy
-from worker.runner import Call, Recorded, Runner
-from worker.settings import Settings, settings
+from worker.runner import Call, Recorded
+from worker.settings import settings
 
 QUEUE = "customer-jobs"  #: Never the default queue of an app that shares the Redis.
-THREADS = 16  #: A call to Stripe takes a few hundred milliseconds of waiting: 16 threads reach well over 25 a second.
 
-log = structlog.get_logger(__name__)
+#: What to write instead of a message of one's own to customer.create or customer.fetch.
+ENQUEUE_INSTEAD = (
+    'this task takes a job\'s id and nothing else; to enqueue a job by broker: send_task("customer.enqueue", '
+    'kwargs={"kind": ..., "payload": ...}, queue="customer-jobs")'
+)
 
 
-class JobFailed(Exception):
-    """Shows a failed job as FAILURE in Flower; holds the error's code and nothing of the customer's."""
+class TaskFailed(Exception):
+    """Shows a job or a message that failed as FAILURE in Flower; holds codes and names, nothing of the customer's."""
 
 
 def configuration() -> dict[str, Any]:
@@ -50,7 +50,7 @@ def configuration() -> dict[str, Any]:
         "task_serializer": "json",
         "accept_content": ["json"],
         "worker_pool": "threads",
-        "worker_concurrency": THREADS,
+        "worker_concurrency": process.THREADS,
         "worker_prefetch_multiplier": 1,
         # A message is acknowledged when it arrives; a crash is a lease that runs out.
         "task_acks_late": False,
@@ -69,9 +69,8 @@ def configuration() -> dict[str, Any]:
     }
 
 
-app = Celery("customer-jobs", include=["tasks.customers"])
+app = Celery("customer-jobs", include=["tasks.customers", "tasks.enqueue"])
 app.add_defaults(configuration)
-
 
 _retries: dict[str, RetryPolicy] = {}  #: By kind, as the tasks declare them.
 
@@ -81,14 +80,31 @@ def task(kind: Kind, *, retry: RetryPolicy) -> Callable[[Call], Task]:
     _retries[kind] = retry
 
     def register(call: Call) -> Task:
-        @app.task(bind=True, name=kind.value, throws=(JobFailed,), __doc__=call.__doc__)
-        def make_attempt(self: Task, job_id: str) -> str:
-            recorded = runner().attempt(job_id, call, retry, worker=self.request.hostname or "unknown")
+        @app.task(bind=True, name=kind.value, throws=(TaskFailed,), __doc__=call.__doc__)
+        def make_attempt(self: Task, *args: Any, **kwargs: Any) -> str:
+            job_id = _only_a_job_id(args, kwargs)
+            recorded = process.runner().attempt(job_id, call, retry, worker=self.request.hostname or "unknown")
             return _shown_in_celery(recorded)
 
         return make_attempt
 
     return register
+
+
+def publish(kind: str, job_id: str) -> None:
+    """Hand a job to Celery: its id, and nothing else."""
+    app.send_task(kind, args=(job_id,), task_id=job_id, queue=QUEUE, ignore_result=True)
+
+
+def _only_a_job_id(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    try:
+        (job_id,) = args
+        if not kwargs:
+            return str(uuid.UUID(job_id))
+    except (ValueError, TypeError, AttributeError):
+        pass
+    # Without what the message held, which may be anybody's data.
+    raise TaskFailed(ENQUEUE_INSTEAD)
 
 
 def _shown_in_celery(recorded: Recorded | None) -> str:
@@ -99,37 +115,9 @@ def _shown_in_celery(recorded: Recorded | None) -> str:
             # Raised without publishing: the dispatcher sends the job again when it is due.
             raise Retry(recorded.code, when=recorded.delay_seconds)
         case State.FAILED:
-            raise JobFailed(recorded.code)
+            raise TaskFailed(recorded.code)
         case _:
             return recorded.outcome.value if recorded.outcome is not None else recorded.code or ""
-
-
-def runner() -> Runner:
-    """The runner of this process; a forked child gets one of its own, with connections of its own."""
-    return _runner_of(os.getpid())
-
-
-@cache
-def _runner_of(pid: int) -> Runner:  # noqa: ARG001 - the process is the key
-    return Runner(_engine(settings()), Gateway(settings()), when_recorded=_wake)
-
-
-def _engine(of: Settings) -> Any:
-    # A connection for each thread, and those of the dispatcher.
-    return open_engine(of.database_url.get_secret_value(), schema=of.database_schema, pool_size=THREADS + 8)
-
-
-def _wake() -> None:
-    for dispatcher in _dispatchers:
-        dispatcher.wake()
-
-
-def publish(kind: str, job_id: str) -> None:
-    """Hand a job to Celery: its id, and nothing else."""
-    app.send_task(kind, args=(job_id,), task_id=job_id, queue=QUEUE, ignore_result=True)
-
-
-_dispatchers: list[Dispatcher] = []  #: The one of this process, while it runs.
 
 
 class DispatcherStep(bootsteps.StartStopStep):
@@ -138,21 +126,19 @@ class DispatcherStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:
-        engine = _engine(settings())
-        dispatcher = Dispatcher(
-            engine,
-            settings(),
-            publish,
-            worker=parent.hostname,
-            slots=parent.concurrency,
-            abandon=lambda transaction, held: runner().abandon(transaction, held, _retries[held.job["kind"]]),
+        process.start(
+            Dispatcher(
+                process.engine(),
+                settings(),
+                publish,
+                worker=parent.hostname,
+                slots=parent.concurrency,
+                abandon=lambda tx, held: process.runner().abandon(tx, held, _retries[held.job["kind"]]),
+            )
         )
-        dispatcher.start()
-        _dispatchers.append(dispatcher)
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
-        for dispatcher in _dispatchers:
-            dispatcher.stop()
+        process.stop()
 
     terminate = stop
 
@@ -167,6 +153,5 @@ def _set_up_logging(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _close(**_: Any) -> None:
-    # After the last running job has ended.
-    while _dispatchers:
-        _dispatchers.pop().close()
+    # The last running job has ended by now.
+    process.close()

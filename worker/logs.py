@@ -10,6 +10,9 @@ import structlog
 #: These log URLs with parameters, or bodies, below WARNING.
 _TALKATIVE = ("stripe", "urllib3", "requests", "kombu", "amqp", "sqlalchemy", "redis", "asyncio", "psycopg")
 
+#: Celery's own lines on each task; ours say more. At DEBUG they show the arguments of messages.
+_REPEATING = ("celery.app.trace", "celery.worker.strategy", "celery.pool", "celery.concurrency")
+
 
 def configure_logging(level: str) -> None:
     """Send every log line of this process to standard error, ours and Celery's alike, as `key=value`."""
@@ -41,5 +44,5 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for name in _TALKATIVE:
+    for name in _TALKATIVE + _REPEATING:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -27,6 +27,7 @@ from customer_jobs.vocabulary import Kind, Outcome, State, Verdict
 from worker.answers import Answer, Answered, Frozen, KeyReused, NotAnswered, RateLimited, Transient
 from worker.gateway import Gateway
 from worker.leases import LeaseKeeper
+from worker.local_copy import LINK_PAUSE_SECONDS, NotYet, answer_from_copy
 from worker.request import Request, request_of
 from worker.retry import GiveUp, History, RetryPolicy, TryAgain, plan_rate_limited, plan_retry
 
@@ -99,6 +100,12 @@ class Runner:
         if not self._gateway.knows(request.credential):
             problem = Problem("authentication_error", UNKNOWN_CREDENTIAL, "no worker has a key of this name")
             return self._refuse(transaction, job, problem, worker)
+        match answer_from_copy(transaction, job, livemode=self._gateway.is_live(request.credential)):
+            case Success() as success:
+                return self._succeed_without_call(transaction, job, success, worker)
+            case NotYet():
+                lifecycle.postpone(transaction, job_id, delay_seconds=LINK_PAUSE_SECONDS)
+                return None
         sent_to = self._gateway.fingerprint(request.credential)
         if (reason := _must_not_be_sent(job, sent_to)) is not None:
             return self._refuse(transaction, job, Problem("api_error", OUTCOME_UNKNOWN, reason), worker)
@@ -107,6 +114,15 @@ class Runner:
         sending = Sending(request.frozen(), sent_to, key, may_create=creates)
         held = lifecycle.claim(transaction, job_id, worker=worker, sending=sending)
         return (held, request) if held is not None else None
+
+    def _succeed_without_call(
+        self, transaction: Transaction, job: Mapping[str, Any], success: Success, worker: str
+    ) -> tuple[Claim, Recorded] | None:
+        held = lifecycle.claim(transaction, job["id"], worker=worker, sending=None)
+        if held is None:
+            return None
+        lifecycle.succeed(transaction, held, success, Entry(Verdict.SUCCEEDED))
+        return held, Recorded(State.SUCCEEDED, outcome=success.outcome)
 
     def _refuse(
         self, transaction: Transaction, job: Mapping[str, Any], problem: Problem, worker: str

@@ -1,0 +1,70 @@
+"""What one worker process holds: engine, runner, dispatcher; each made when first needed, after any fork."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from sqlalchemy import Engine
+
+from customer_jobs.database import open_engine
+from customer_jobs.producer import CustomerJobs
+from worker.dispatcher import Dispatcher
+from worker.gateway import Gateway
+from worker.runner import Runner
+from worker.settings import settings
+
+THREADS = 16  #: A call to Stripe takes a few hundred milliseconds of waiting: 16 threads reach well over 25 a second.
+DISPATCHER_CONNECTIONS = 8  #: One for each of its threads, and a few to spare.
+
+_dispatchers: list[Dispatcher] = []  #: The one of this process, while it runs.
+
+
+def engine() -> Engine:
+    """The engine of this process; a forked child gets one with connections of its own."""
+    return _engine_of(os.getpid())
+
+
+def runner() -> Runner:
+    """The runner of this process."""
+    return _runner_of(os.getpid())
+
+
+def producer() -> CustomerJobs:
+    """The table, as a producer sees it."""
+    return CustomerJobs(engine(), schema=settings().database_schema)
+
+
+def wake() -> None:
+    """Let the dispatcher of this process look at once."""
+    for dispatcher in _dispatchers:
+        dispatcher.wake()
+
+
+def start(dispatcher: Dispatcher) -> None:
+    """Begin to dispatch in this process."""
+    dispatcher.start()
+    _dispatchers.append(dispatcher)
+
+
+def stop() -> None:
+    """Dispatch no more; running jobs go on."""
+    for dispatcher in _dispatchers:
+        dispatcher.stop()
+
+
+def close() -> None:
+    """Publish what the last running job left, and let another lead."""
+    while _dispatchers:
+        _dispatchers.pop().close()
+
+
+@cache
+def _engine_of(pid: int) -> Engine:  # noqa: ARG001 - the process is the key
+    url = settings().database_url.get_secret_value()
+    return open_engine(url, schema=settings().database_schema, pool_size=THREADS + DISPATCHER_CONNECTIONS)
+
+
+@cache
+def _runner_of(pid: int) -> Runner:  # noqa: ARG001 - the process is the key
+    return Runner(engine(), Gateway(settings()), when_recorded=wake)
