@@ -27,10 +27,6 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
-#: SQLite has no timestamp type: text of one fixed width, in UTC, compares as time does.
-_SQLITE_TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
-
-
 class UtcTime(TypeDecorator[datetime]):
     """An aware UTC datetime; `timestamptz` on PostgreSQL, text of fixed width on SQLite."""
 
@@ -46,7 +42,8 @@ class UtcTime(TypeDecorator[datetime]):
         if value.tzinfo is None:
             raise ValueError(f"a time needs a zone: {value!r}")
         utc = value.astimezone(UTC)
-        return utc.strftime(_SQLITE_TIME_FORMAT) if dialect.name == "sqlite" else utc
+        # SQLite has no timestamp type: text of one fixed width, in UTC, compares as time does.
+        return utc.replace(tzinfo=None).isoformat(" ", "microseconds") if dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | str | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
         if value is None:
@@ -162,7 +159,7 @@ def _now_postgresql(element: now, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(now, "sqlite")
 def _now_sqlite(element: now, compiler: SQLCompiler, **kw: Any) -> str:
     (seconds,) = element.clauses
-    # SQLite counts milliseconds; the zeros keep the width of `_SQLITE_TIME_FORMAT`.
+    # SQLite counts milliseconds; the zeros keep the width of `UtcTime`.
     return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', {compiler.process(seconds, **kw)} || ' seconds') || '000')"
 
 
