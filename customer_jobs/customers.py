@@ -33,7 +33,7 @@ def keep_copy(transaction: Transaction, job: Mapping[str, Any], customer: Mappin
     kept = {"deleted", "fetched_at"} if deleted else {"email", "name", "metadata", "deleted", "data", "fetched_at"}
     if job["external_id"] is not None:
         kept.add("external_id")
-    transaction.execute(
+    transaction.change(
         statement.on_conflict_do_update(
             index_elements=list(customers.primary_key.columns),
             set_={name: new[name] for name in kept},
@@ -45,7 +45,7 @@ def keep_copy(transaction: Transaction, job: Mapping[str, Any], customer: Mappin
 def link_copy(transaction: Transaction, job: Mapping[str, Any]) -> None:
     """Note the external_id of a job that was answered from the copy."""
     if job["external_id"] is not None:
-        transaction.execute(
+        transaction.change(
             update(customers)
             .where(
                 customers.c.credential == job["credential"],

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, MultipleResultsFound, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from customer_jobs.environment import setting
@@ -80,12 +80,16 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
 
 def in_our_schema(engine: Engine, schema: str | None = None) -> Engine:
     """The same engine and pool, seen so that our tables are found in the right schema."""
-    return engine.execution_options(**_options(engine, schema))
+    return engine.execution_options(**_options(engine.dialect.name, schema))
 
 
-def _options(bind: Engine | Connection, schema: str | None) -> dict[str, Any]:
-    ours = None if bind.dialect.name == "sqlite" else schema or schema_name()
-    return {"schema_translate_map": {SCHEMA: ours}}
+def _options(dialect_name: str, schema: str | None) -> dict[str, Any]:
+    return {"schema_translate_map": schema_map(dialect_name, schema)}
+
+
+def schema_map(dialect_name: str, schema: str | None = None) -> dict[str, str | None]:
+    """Where a statement on our tables finds them."""
+    return {SCHEMA: None if dialect_name == "sqlite" else schema or schema_name()}
 
 
 class Transaction:
@@ -95,29 +99,39 @@ class Transaction:
     """
 
     def __init__(self, connection: Connection, schema: str | None = None) -> None:
-        self.connection = connection
         self.dialect_name = connection.dialect.name
-        self._options = _options(connection, schema)
-
-    def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
-        return self.connection.execute(statement, parameters, execution_options=self._options)
+        self._connection = connection
+        self._options = _options(connection.dialect.name, schema)
 
     def rows(self, statement: Executable, parameters: Any = None) -> list[dict[str, Any]]:
         """What a statement returns, each row by the names of its columns."""
-        return [{**row} for row in self.execute(statement, parameters).mappings()]
+        return [{**row} for row in self._execute(statement, parameters).mappings()]
 
-    def row(self, statement: Executable, parameters: Any = None) -> dict[str, Any] | None:
+    def row(self, statement: Executable) -> dict[str, Any] | None:
         """The only row, or None."""
-        row = self.execute(statement, parameters).mappings().one_or_none()
-        return None if row is None else {**row}
+        rows = self.rows(statement)
+        if len(rows) > 1:
+            raise MultipleResultsFound
+        return rows[0] if rows else None
+
+    def value(self, statement: Executable) -> Any:
+        """The first value of the first row."""
+        return next(iter(self.rows(statement)[0].values()))
+
+    def change(self, statement: Executable) -> int:
+        """Execute a statement that returns nothing; how many rows it changed."""
+        return self._execute(statement).rowcount
 
     def savepoint(self) -> AbstractContextManager[object]:
         """A part of the transaction that is undone as a whole when an error leaves it."""
-        return self.connection.begin_nested()
+        return self._connection.begin_nested()
 
     def insert(self, table: Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""
         return sqlite.insert(table) if self.dialect_name == "sqlite" else postgresql.insert(table)
+
+    def _execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        return self._connection.execute(statement, parameters, execution_options=self._options)
 
 
 @contextmanager

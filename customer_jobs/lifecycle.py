@@ -127,7 +127,7 @@ def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sendin
         idempotency_key=sending.idempotency_key if sending is not None else None,
         worker=worker,
     )
-    number = transaction.execute(statement.returning(attempts.c.number)).scalar_one()
+    number = transaction.value(statement.returning(attempts.c.number))
     return Claim(job=row, lease_token=token, number=number)
 
 
@@ -144,17 +144,17 @@ def mark_dispatched(transaction: Transaction, job_ids: Sequence[str], *, token: 
 
 def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -> int:
     """Let jobs that could not be published wait again at once; how many were still unclaimed. No attempt is used."""
-    return transaction.execute(_back_to_waiting().where(jobs.c.id.in_(job_ids), jobs.c.lease_token == token)).rowcount
+    return transaction.change(_back_to_waiting().where(jobs.c.id.in_(job_ids), jobs.c.lease_token == token))
 
 
 def postpone(transaction: Transaction, job_id: str, *, delay_seconds: float) -> int:
     """Let a dispatched job that must not be tried yet wait again. No attempt is used."""
-    return transaction.execute(_back_to_waiting(delay_seconds).where(jobs.c.id == job_id)).rowcount
+    return transaction.change(_back_to_waiting(delay_seconds).where(jobs.c.id == job_id))
 
 
 def rescue_unclaimed(transaction: Transaction) -> int:
     """Let jobs wait again that nobody claimed within their lease; how many. No attempt is used."""
-    return transaction.execute(_back_to_waiting().where(jobs.c.lease_expires_at < now())).rowcount
+    return transaction.change(_back_to_waiting().where(jobs.c.lease_expires_at < now()))
 
 
 def expired(transaction: Transaction, limit: int) -> list[Claim]:
@@ -178,7 +178,7 @@ def extend(transaction: Transaction, held: Sequence[Claim], *, longest_seconds: 
         jobs.c.state == State.RUNNING,
         began.scalar_subquery() > now(-longest_seconds),
     )
-    return transaction.execute(statement.values(lease_expires_at=now(LEASE_SECONDS))).rowcount
+    return transaction.change(statement.values(lease_expires_at=now(LEASE_SECONDS)))
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def past(transaction: Transaction, held: Claim, entry: Entry) -> Past:
         .order_by(attempts.c.number)
     )
     rows[-1] |= {"verdict": entry.verdict, "ambiguous": entry.ambiguous}
-    present = transaction.execute(select(now())).scalar_one()
+    present = transaction.value(select(now()))
     limited = list(takewhile(lambda row: row["verdict"] == Verdict.RATE_LIMITED, reversed(rows)))
     first_sent_at = held.job["first_sent_at"]
     return Past(
@@ -293,7 +293,7 @@ def cancel(transaction: Transaction, job_id: str) -> bool:
 
 def complete_attempt(transaction: Transaction, held: Claim, entry: Entry) -> None:
     """Finish the ledger's row. A late writer does so too: the ledger holds every answer that Stripe gave."""
-    transaction.execute(update(attempts).where(*_of_attempt(held)).values(finished_at=now(), **asdict(entry)))
+    transaction.change(update(attempts).where(*_of_attempt(held)).values(finished_at=now(), **asdict(entry)))
 
 
 def _back_to_waiting(delay_seconds: float = 0) -> Update:
@@ -326,7 +326,7 @@ def _change(transaction: Transaction, *conditions: ColumnElement[bool], **values
 
 
 def _emit(transaction: Transaction, row: Row) -> None:
-    transaction.execute(insert(events).values(completion_event(row, State(row["state"]))))
+    transaction.change(insert(events).values(completion_event(row, State(row["state"]))))
 
 
 def _holds(held: Claim) -> tuple[ColumnElement[bool], ...]:

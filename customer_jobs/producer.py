@@ -223,7 +223,7 @@ class CustomerJobs:
                 "params": old["params"] if old["first_sent_at"] is not None else None,
             }
             with transaction.savepoint():
-                transaction.execute(update(jobs).where(jobs.c.id == old["id"]).values(external_id=None))
+                transaction.change(update(jobs).where(jobs.c.id == old["id"]).values(external_id=None))
                 return self._insert(transaction, [row])[0]
 
     def cancel(self, job_id: str | uuid.UUID, *, session: Session | Connection | None = None) -> bool:
@@ -310,11 +310,11 @@ class CustomerJobs:
 
     def _hurry(self, transaction: Transaction, found: Row, row: Row) -> Job | None:
         """The waiting job made as urgent and as early as `row`; None if it left or is locked in the meantime."""
-        wanted_at = row.get("due_at") or transaction.execute(select(now())).scalar_one()
+        wanted_at = row.get("due_at") or transaction.value(select(now()))
         if found["priority"] <= row["priority"] and found["due_at"] <= wanted_at:
             return job_from_row(found)
         still_waiting = select(jobs.c.id).where(jobs.c.id == found["id"], jobs.c.state == State.QUEUED)
-        if not transaction.execute(still_waiting.with_for_update(skip_locked=True)).all():
+        if not transaction.rows(still_waiting.with_for_update(skip_locked=True)):
             return None
         earlier = {
             "priority": min(found["priority"], row["priority"]),

@@ -52,12 +52,12 @@ class CommandLine:
 
     def count(self) -> int:
         with reading(self.engine) as transaction:
-            return int(transaction.execute(select(func.count()).select_from(jobs)).scalar_one())
+            return int(transaction.value(select(func.count()).select_from(jobs)))
 
     def finish(self, job: Job, state: str, **values: Any) -> None:
         """What a worker would have written."""
         with writing(self.engine) as transaction:
-            transaction.execute(
+            transaction.change(
                 update(jobs).where(jobs.c.id == job.id).values(state=state, finished_at=now(), **values)
             )
 

@@ -91,7 +91,7 @@ class Dispatch:
         self._looks += 1
         turn = self._looks % len(known)
         in_turn = known[turn:] + known[:turn]
-        present = transaction.execute(select(now())).scalar_one()
+        present = transaction.value(select(now()))
         buckets = {lane: self._bucket(transaction, lane, present) for lane in in_turn}
         order: list[tuple[int, int, int, str, Lane]] = []
         for place, lane in enumerate(in_turn):
@@ -129,9 +129,7 @@ class Dispatch:
         row = transaction.row(select(*lanes.c).where(*_is_lane(lane)).with_for_update())
         if row is None:
             values = {"credential": lane.credential, "stripe_account": lane.stripe_account, "kind": lane.endpoint}
-            transaction.execute(
-                transaction.insert(lanes).values(**values, tokens=1, rate=rate).on_conflict_do_nothing()
-            )
+            transaction.change(transaction.insert(lanes).values(**values, tokens=1, rate=rate).on_conflict_do_nothing())
             return Bucket(tokens=1, rate=rate)
         return Bucket(row["tokens"], rate).refilled((present - row["refilled_at"]).total_seconds())
 
@@ -139,8 +137,8 @@ class Dispatch:
 def _room(transaction: Transaction, max_in_flight: int) -> int:
     """How many jobs may leave: free threads of live workers and a few to spare."""
     alive = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
-    slots = transaction.execute(alive).scalar_one()
-    in_flight = transaction.execute(select(func.count()).select_from(jobs).where(is_in_flight())).scalar_one()
+    slots = transaction.value(alive)
+    in_flight = transaction.value(select(func.count()).select_from(jobs).where(is_in_flight()))
     return min(max_in_flight, slots + SPARE_JOBS) - in_flight if slots else 0
 
 
@@ -149,8 +147,8 @@ def _lanes_with_work(transaction: Transaction) -> list[Lane]:
     found: list[Lane] = []
     query = select(*_LANE_COLUMNS).where(is_waiting()).order_by(*_LANE_COLUMNS).limit(1)
     behind = query
-    while row := transaction.execute(behind).one_or_none():
-        lane = Lane._make(row)
+    while row := transaction.row(behind):
+        lane = Lane._make(row.values())
         found.append(lane)
         behind = query.where(tuple_(*_LANE_COLUMNS) > tuple_(*map(literal, lane)))
     return found
@@ -198,4 +196,4 @@ def _is_lane(lane: Lane) -> tuple[Any, ...]:
 
 def _keep_bucket(transaction: Transaction, lane: Lane, bucket: Bucket, present: datetime) -> None:
     values = {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": present}
-    transaction.execute(update(lanes).where(*_is_lane(lane)).values(**values))
+    transaction.change(update(lanes).where(*_is_lane(lane)).values(**values))

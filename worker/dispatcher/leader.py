@@ -28,7 +28,7 @@ def take_lead(transaction: Transaction, holder: str) -> bool:
 
 def give_up_lead(transaction: Transaction, holder: str) -> None:
     """Let another lead at once."""
-    transaction.execute(
+    transaction.change(
         update(leases).where(leases.c.name == LEASE, leases.c.holder == holder).values(expires_at=now(-1))
     )
 

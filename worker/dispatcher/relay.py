@@ -54,5 +54,5 @@ class Relay:
         pipeline.execute()
         with writing(self._engine) as transaction:
             published = update(events).where(events.c.seq.in_([row["seq"] for row in rows]))
-            transaction.execute(published.values(published_at=now()))
+            transaction.change(published.values(published_at=now()))
         return len(rows)

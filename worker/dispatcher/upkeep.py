@@ -25,7 +25,7 @@ def show_life(engine: Engine, worker: str, slots: int) -> None:
     with writing(engine) as transaction:
         values = {"name": worker, "slots": slots, "version": __version__}
         statement = transaction.insert(workers).values(**values, seen_at=now())
-        transaction.execute(
+        transaction.change(
             statement.on_conflict_do_update(
                 index_elements=[workers.c.name],
                 set_={name: statement.excluded[name] for name in ("slots", "version", "seen_at")},
@@ -37,7 +37,7 @@ def say_goodbye(engine: Engine, worker: str) -> None:
     """Let nothing more be dispatched for this worker's threads."""
     with writing(engine) as transaction:
         long_gone = workers.c.seen_at < now(-FORGET_WORKER_SECONDS)
-        transaction.execute(delete(workers).where(or_(workers.c.name == worker, long_gone)))
+        transaction.change(delete(workers).where(or_(workers.c.name == worker, long_gone)))
 
 
 def rescue(engine: Engine, holder: str, abandon: Callable[[Transaction, Claim], object]) -> int:
