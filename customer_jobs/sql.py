@@ -27,6 +27,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+
 class UtcTime(TypeDecorator[datetime]):
     """An aware UTC datetime; `timestamptz` on PostgreSQL, text of fixed width on SQLite."""
 
@@ -140,7 +141,7 @@ def _parse(text: str | None) -> Any:
 
 
 class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it stands for
-    """The database's clock at this very moment, not at the start of the transaction, plus some seconds."""
+    """The database's clock when the statement runs, not at the start of the transaction, plus some seconds."""
 
     type = UtcTime()
     inherit_cache = True
@@ -153,7 +154,9 @@ class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function 
 @compiles(now, "postgresql")
 def _now_postgresql(element: now, compiler: SQLCompiler, **kw: Any) -> str:
     (seconds,) = element.clauses
-    return f"(clock_timestamp() + make_interval(secs => {compiler.process(seconds, **kw)}))"
+    # As a subquery it is read once for the statement, so that an index can be entered at that moment; a volatile
+    # function would be called, and compared, row by row.
+    return f"(SELECT clock_timestamp() + make_interval(secs => {compiler.process(seconds, **kw)}))"
 
 
 @compiles(now, "sqlite")
