@@ -121,7 +121,7 @@ class Json(UserDefinedType[Any]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002 - SQLAlchemy's signature
         # Escaped, so that a lone surrogate in somebody's answer cannot keep it from being stored.
-        return lambda value: None if value is None else json.dumps(value)
+        return lambda value: None if value is None else json.dumps(value, allow_nan=False)
 
     def column_expression(self, colexpr: ColumnElement[Any]) -> ColumnElement[Any]:
         # Every driver hands text over as text; left to itself psycopg would parse, and raise, on its own.
