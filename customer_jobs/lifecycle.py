@@ -30,9 +30,10 @@ from sqlalchemy import (
 from customer_jobs.customers import keep_copy, link_copy
 from customer_jobs.database import Transaction
 from customer_jobs.events import completion_event
+from customer_jobs.problems import Problem
 from customer_jobs.schema import attempts, events, is_in_flight, jobs
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import WAITING_STATES, Outcome, State, Verdict
+from customer_jobs.vocabulary import WAITING_STATES, Kind, Outcome, State, Verdict
 
 Row = dict[str, Any]  #: A row by the names of its columns.
 
@@ -90,6 +91,31 @@ class Success:
             "response": dict(self.customer),
             "headers": dict(self.headers),
         }
+
+
+def success_of(
+    kind: str, customer: Mapping[str, Any], *, headers: Mapping[str, str], replayed: bool, key_is_live: bool
+) -> Success:
+    """How a job of a kind ends when Stripe answers with this customer."""
+    if kind == Kind.CUSTOMER_CREATE:
+        outcome = Outcome.REPLAYED if replayed else Outcome.CREATED
+    else:
+        outcome = Outcome.DELETED if customer.get("deleted") is True else Outcome.FOUND
+    livemode = customer.get("livemode")
+    # A deleted customer's stub does not say; the key does.
+    return Success(outcome, customer, headers, livemode if isinstance(livemode, bool) else key_is_live)
+
+
+def entry_of(verdict: Verdict, problem: Problem) -> Entry:
+    """The end of an attempt that met a problem."""
+    return Entry(
+        verdict,
+        http_status=problem.http_status,
+        error_type=problem.type,
+        error_code=problem.code,
+        error_message=problem.message,
+        request_id=problem.request_id,
+    )
 
 
 def read(transaction: Transaction, job_id: str) -> Row | None:

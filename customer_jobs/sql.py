@@ -163,7 +163,9 @@ def _now_postgresql(element: now, compiler: SQLCompiler, **kw: Any) -> str:
 def _now_sqlite(element: now, compiler: SQLCompiler, **kw: Any) -> str:
     (seconds,) = element.clauses
     # SQLite counts milliseconds; the zeros keep the width of `UtcTime`.
-    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', {compiler.process(seconds, **kw)} || ' seconds') || '000')"
+    # A driver that marks parameters with % wants the other signs doubled.
+    form = compiler.post_process_text("%Y-%m-%d %H:%M:%f")  # type: ignore[no-untyped-call]
+    return f"(strftime('{form}', 'now', {compiler.process(seconds, **kw)} || ' seconds') || '000')"
 
 
 class default_now(FunctionElement[datetime]):  # noqa: N801 - as above

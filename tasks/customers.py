@@ -1,10 +1,10 @@
 """The tasks: the call that each makes to Stripe, and how it is retried. Claiming and recording are the runner's."""
 
+from customer_jobs.request import Request
 from customer_jobs.vocabulary import Kind
 from worker.answers import Answer
 from worker.app import task
 from worker.gateway import Gateway
-from worker.request import Request
 from worker.retry import BASE_SECONDS, CAP_SECONDS, CREATE_WINDOW, RetryPolicy
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
 from customer_jobs.errors import InvalidJob, Unavailable
-from customer_jobs.lifecycle import Claim, Entry, Sending, Success
+from customer_jobs.lifecycle import Claim, Entry, Sending, Success, entry_of, success_of
 from customer_jobs.problems import (
     INVALID_PAYLOAD,
     OUTCOME_UNKNOWN,
@@ -23,12 +23,12 @@ from customer_jobs.problems import (
     WORKER_DIED,
     Problem,
 )
+from customer_jobs.request import Request, request_of
 from customer_jobs.vocabulary import Kind, Outcome, State, Verdict
 from worker.answers import Answer, Answered, Frozen, KeyReused, NotAnswered, RateLimited, Transient
 from worker.gateway import Gateway
 from worker.leases import LeaseKeeper
 from worker.local_copy import LINK_PAUSE_SECONDS, NotYet, answer_from_copy
-from worker.request import Request, request_of
 from worker.retry import GiveUp, History, RetryPolicy, TryAgain, plan_rate_limited, plan_retry
 
 RECORD_FOR_SECONDS = 60  #: An answer is worth waiting for the database; after that the lease has run out anyway.
@@ -218,17 +218,8 @@ def _must_not_be_sent(job: Mapping[str, Any], sent_to: str) -> str | None:
 def _succeed(
     transaction: Transaction, held: Claim, answer: Answered, key_is_live: bool, duration_ms: float
 ) -> Recorded:
-    if held.job["kind"] == Kind.CUSTOMER_CREATE:
-        outcome = Outcome.REPLAYED if answer.replayed else Outcome.CREATED
-    else:
-        outcome = Outcome.DELETED if answer.body.get("deleted") is True else Outcome.FOUND
-    livemode = answer.body.get("livemode")
-    success = Success(
-        outcome=outcome,
-        customer=answer.body,
-        headers=answer.headers,
-        # A deleted customer's stub does not say; the key does.
-        livemode=livemode if isinstance(livemode, bool) else key_is_live,
+    success = success_of(
+        held.job["kind"], answer.body, headers=answer.headers, replayed=answer.replayed, key_is_live=key_is_live
     )
     entry = Entry(
         Verdict.SUCCEEDED,
@@ -239,7 +230,7 @@ def _succeed(
     )
     if not lifecycle.succeed(transaction, held, success, entry):
         return _LATE
-    return Recorded(State.SUCCEEDED, outcome=outcome)
+    return Recorded(State.SUCCEEDED, outcome=success.outcome)
 
 
 def _fail(
@@ -263,14 +254,9 @@ def _fail(
 def _entry(
     verdict: Verdict, problem: Problem, answer: NotAnswered | None = None, duration_ms: float | None = None
 ) -> Entry:
-    return Entry(
-        verdict,
+    return replace(
+        entry_of(verdict, problem),
         ambiguous=isinstance(answer, Frozen) or (isinstance(answer, Transient) and answer.ambiguous),
-        http_status=problem.http_status,
-        error_type=problem.type,
-        error_code=problem.code,
-        error_message=problem.message,
-        request_id=problem.request_id,
         rate_limited_reason=answer.reason if isinstance(answer, RateLimited) else None,
         replayed=answer is not None and answer.replayed,
         duration_ms=duration_ms,

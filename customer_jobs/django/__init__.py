@@ -1,0 +1,44 @@
+"""`jobs`: CustomerJobs on Django's current connection, so that `atomic()` and `TestCase` take a job back with the rest.
+
+Add `"customer_jobs.django"` to INSTALLED_APPS; then `manage.py migrate` makes our tables too. `on_commit` would be the
+wrong place to enqueue: a process that dies between the commit and the hook loses the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from customer_jobs.django.connection import DjangoTransaction, engine_of
+from customer_jobs.producer import CustomerJobs
+
+__all__ = ["DjangoJobs", "jobs"]
+
+
+class DjangoJobs(CustomerJobs):
+    """CustomerJobs whose every call goes through one of Django's connections."""
+
+    def __init__(self, using: str = "default", *, schema: str | None = None) -> None:
+        self._using = using
+        self._schema = schema
+
+    @property
+    def engine(self) -> Any:  # type: ignore[override]
+        """SQLAlchemy's view of the same database, on connections of its own; for migrations."""
+        return engine_of(self._using, self._schema)
+
+    @contextmanager
+    def _transaction(self, session: Any, *, only_reads: bool = False) -> Iterator[Any]:
+        from django.db import transaction
+
+        if session is not None:
+            with super()._transaction(session, only_reads=only_reads) as given:
+                yield given
+            return
+        # Within the app's atomic() this is a savepoint, elsewhere a transaction.
+        with transaction.atomic(using=self._using):
+            yield DjangoTransaction(self._using, self._schema)
+
+
+jobs = DjangoJobs()
