@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from customer_jobs.errors import InvalidJob
@@ -14,6 +15,7 @@ from customer_jobs.vocabulary import Kind, Priority
 
 MAX_PAYLOAD_BYTES = 64 * 1024  #: A customer is a few kilobytes; anything near this is a mistake or an attack.
 MAX_CONTEXT_BYTES = 32 * 1024  #: It travels in events, which stay under 64 KiB as a whole.
+MAX_AGE_SECONDS = 10**9  #: Thirty years; a larger number overflows a database's interval.
 MAX_DEPTH = 8  #: Stripe's deepest parameter, invoice_settings[rendering_options][…], has three levels.
 
 #: Source: https://docs.stripe.com/metadata#data-limits; two of the fifty keys are ours.
@@ -45,6 +47,7 @@ REFUSED_PARAMETERS = frozenset(
 _CUSTOMER_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _STRIPE_ACCOUNT = re.compile(r"acct_[A-Za-z0-9_]{1,250}")
 _CREDENTIAL = re.compile(r"[a-z0-9_]{1,64}")
+_SECRET = re.compile(r"(?<![A-Za-z0-9])([sr]k_(test|live)|whsec)_", re.IGNORECASE)
 _EXPAND = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+){0,3}")  # Source: https://docs.stripe.com/expand (at most four levels)
 
 
@@ -58,33 +61,32 @@ def check_create(body: Any, external_id: str | None = None) -> dict[str, Any]:
     elif email is not None:
         raise InvalidJob("email", f"must be text, not {_type(email)}")
     _check_metadata(clean.get("metadata"))
-    payload = {"body": clean}
-    _check_size("body", payload, MAX_PAYLOAD_BYTES)
     check_external_id(external_id)
-    return payload
+    return {"body": clean}
 
 
 def check_fetch(customer_id: Any, expand: Any = (), max_age_seconds: Any = None) -> dict[str, Any]:
     """The payload of a `customer.fetch`; `expand` without repetitions, in its order."""
-    if not isinstance(customer_id, str) or not _CUSTOMER_ID.fullmatch(customer_id):
+    if not isinstance(customer_id, str) or not _CUSTOMER_ID.fullmatch(customer_id) or _SECRET.match(customer_id):
         raise InvalidJob("customer_id", f"must be an id such as 'cus_Jh3d8yZi678c2', not {_shown(customer_id)}")
     if isinstance(expand, str) or not isinstance(expand, Sequence):
         raise InvalidJob("expand", f"must be a list of field names, not {_shown(expand)}")
     for each in expand:
-        if not isinstance(each, str) or not _EXPAND.fullmatch(each):
+        if not isinstance(each, str) or not _EXPAND.fullmatch(each) or _SECRET.match(each):
             raise InvalidJob("expand", f"must name fields such as 'default_source', not {_shown(each)}")
     payload: dict[str, Any] = {"customer_id": customer_id, "expand": list(dict.fromkeys(expand))}
     if max_age_seconds is not None:
         if (
             not isinstance(max_age_seconds, int | float)
             or isinstance(max_age_seconds, bool)
-            or not max_age_seconds >= 0
+            or not 0 <= max_age_seconds <= MAX_AGE_SECONDS
         ):
             raise InvalidJob(
-                "max_age_seconds", f"must be a number of seconds, 0 or more, not {_shown(max_age_seconds)}"
+                "max_age_seconds",
+                f"must be a number of seconds from 0 to {MAX_AGE_SECONDS:,}, not {_shown(max_age_seconds)}",
             )
         payload["max_age_seconds"] = max_age_seconds
-    _check_size("expand", payload, MAX_PAYLOAD_BYTES)
+    _carried("expand", payload, MAX_PAYLOAD_BYTES)
     return payload
 
 
@@ -102,17 +104,18 @@ def check_payload(kind: Any, payload: Any) -> dict[str, Any]:
             return check_create(payload["body"])
         case Kind.CUSTOMER_FETCH:
             _only("payload", payload, {"customer_id", "expand", "max_age_seconds"})
-            return check_fetch(payload.get("customer_id"), payload.get("expand") or (), payload.get("max_age_seconds"))
+            expand = payload.get("expand")
+            return check_fetch(
+                payload.get("customer_id"), () if expand is None else expand, payload.get("max_age_seconds")
+            )
         case _:
-            raise InvalidJob("kind", f"unknown kind {kind!r}; known are {', '.join(Kind)}")
+            raise InvalidJob("kind", f"unknown kind {_shown(kind)}; known are {', '.join(Kind)}")
 
 
 def check_context(context: Any) -> Any:
     """The producer's own JSON value."""
-    if context is not None:
-        _check_json("context", context, brackets_refused=False)
-        _check_size("context", context, MAX_CONTEXT_BYTES)
-    return context
+    _check_json("context", context, brackets_refused=False)
+    return _carried("context", context, MAX_CONTEXT_BYTES)
 
 
 def check_external_id(external_id: Any) -> str | None:
@@ -149,6 +152,16 @@ def check_priority(priority: Any) -> int:
     raise InvalidJob("priority", f"must be one of {', '.join(names)} or 1 to 4, not {_shown(priority)}")
 
 
+def check_due_at(due_at: Any) -> datetime:
+    """The moment in UTC."""
+    if isinstance(due_at, datetime) and due_at.tzinfo is not None:
+        try:
+            return due_at.astimezone(UTC)
+        except OverflowError:
+            pass
+    raise InvalidJob("due_at", f"must be a datetime with a zone, not {_shown(due_at)}")
+
+
 def _check_metadata(metadata: Any) -> None:
     # An empty string is Stripe's way to unset all metadata; on a create it means none.
     if metadata is None or metadata == "":
@@ -164,16 +177,16 @@ def _check_metadata(metadata: Any) -> None:
         if not key or len(key) > MAX_METADATA_KEY_LENGTH:
             raise InvalidJob("metadata", f"key {_shown(key)} must have 1 to {MAX_METADATA_KEY_LENGTH} characters")
         if isinstance(value, dict | list):
-            raise InvalidJob(f"metadata[{key}]", f"must be text or a number, not {_type(value)}")
+            raise InvalidJob(_inside("metadata", key), f"must be text or a number, not {_type(value)}")
         if len(str(value)) > MAX_METADATA_VALUE_LENGTH:
-            raise InvalidJob(f"metadata[{key}]", f"is longer than {MAX_METADATA_VALUE_LENGTH} characters")
+            raise InvalidJob(_inside("metadata", key), f"is longer than {MAX_METADATA_VALUE_LENGTH} characters")
 
 
 def _json_object(field: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidJob(field, f"must be a JSON object, not {_type(value)}")
-    clean = dict(value)
-    _check_json(field, clean, brackets_refused=True)
+    _check_json(field, value, brackets_refused=True)
+    clean: dict[str, Any] = _carried(field, value, MAX_PAYLOAD_BYTES)
     return clean
 
 
@@ -190,8 +203,7 @@ def _check_json(field: str, value: Any, *, brackets_refused: bool, depth: int = 
                 raise InvalidJob(
                     field, f"key {_shown(key)} must not hold brackets: Stripe would read another parameter"
                 )
-            inner = key if field == "body" else f"{field}[{key}]"
-            _check_json(inner, each, brackets_refused=brackets_refused, depth=depth + 1)
+            _check_json(_inside(field, key), each, brackets_refused=brackets_refused, depth=depth + 1)
     elif isinstance(value, list | tuple):
         for index, each in enumerate(value):
             _check_json(f"{field}[{index}]", each, brackets_refused=brackets_refused, depth=depth + 1)
@@ -214,10 +226,12 @@ def _check_text(field: str, text: str) -> None:
         raise InvalidJob(field, "is not valid Unicode (a lone surrogate)") from None
 
 
-def _check_size(field: str, value: Any, limit_bytes: int) -> None:
-    size = len(json.dumps(value, ensure_ascii=False).encode())
-    if size > limit_bytes:
+def _carried(field: str, value: Any, limit_bytes: int) -> Any:
+    """A checked value as it comes back from the table: plain objects and lists."""
+    text = json.dumps(value, ensure_ascii=False, default=dict)
+    if (size := len(text.encode())) > limit_bytes:
         raise InvalidJob(field, f"has {size:,} bytes of JSON; {limit_bytes:,} at most")
+    return json.loads(text)
 
 
 def _only(field: str, value: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -225,12 +239,23 @@ def _only(field: str, value: Mapping[str, Any], known: Iterable[str]) -> None:
         raise InvalidJob(field, f"has an unknown member {_shown(name)}")
 
 
+def _inside(field: str, key: str) -> str:
+    """The name of a member as an error may show it, in the form's spelling: `metadata[plan]`."""
+    shown = "…" if _SECRET.search(key) else _cut(key)
+    return shown if field == "body" else f"{field}[{shown}]"
+
+
 def _shown(value: Any) -> str:
     """A value as an error may show it: its repr, cut; nothing that looks like a Stripe key."""
-    shown = repr(value)
-    if re.search(r"\b[sr]k_(test|live)_|\bwhsec_", shown):
-        return "something that looks like a secret"
-    return shown if len(shown) <= 60 else shown[:57] + "…"
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):
+        return "that"  # A number of thousands of digits, or thousands of levels.
+    return "something that looks like a secret" if _SECRET.search(shown) else _cut(shown)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _type(value: Any) -> str:

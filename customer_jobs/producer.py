@@ -380,9 +380,7 @@ def _row(
         "customer_id": checked.get("customer_id"),
     }
     if due_at is not None:
-        if not isinstance(due_at, datetime) or due_at.tzinfo is None:
-            raise InvalidJob("due_at", f"must be a datetime with a zone, not {due_at!r}")
-        row["due_at"] = due_at
+        row["due_at"] = payload.check_due_at(due_at)
     if (most := _max_attempts()) is not None:
         row["max_attempts"] = most
     return row
