@@ -127,3 +127,19 @@ def _decoded(flag: str, source: str, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidJob(flag, f"{source} is not UTF-8 text") from None
+
+
+def latency(flag: str, text: str) -> float | tuple[float, float]:
+    """A time such as `0.2` or `200ms`, or the least and the most such as `100ms-400ms`."""
+    least, dash, most = text.partition("-")
+    spread = (_span_seconds(flag, least), _span_seconds(flag, most if dash else least))
+    if spread[0] > spread[1]:
+        raise InvalidJob(flag, f"must be the least and then the most, not {text[:40]!r}")
+    return spread if dash else spread[0]
+
+
+def _span_seconds(flag: str, text: str) -> float:
+    span = _SPAN.fullmatch(text if text[-1:].isalpha() else f"{text}s")
+    if span is None:
+        raise InvalidJob(flag, f"must be seconds or a time such as 200ms, not {text[:40]!r}")
+    return float(span["amount"]) * _UNIT_SECONDS[span["unit"]]

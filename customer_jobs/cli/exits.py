@@ -121,7 +121,11 @@ def _report(error: Exception) -> int:
         complain(f"{error}; is it running, and does the setting name it?")
         return Exit.OUT_OF_REACH
     if isinstance(error, CustomerJobsError):
-        complain(str(error))
+        # A program that did not start has the end of its log under the first line.
+        first, *log = str(error).split("\n  | ")
+        complain(first)
+        if log:
+            note("\n".join(f"  | {line}" for line in log))
         return Exit.BAD_INPUT
     if driver_error is not None:
         # Only the first line: the next ones may quote the row, and with it personal data.

@@ -138,14 +138,26 @@ def ledger(*columns: str) -> Table:
     return table
 
 
-def facts(pairs: Sequence[tuple[str, str]], style: str = "") -> Table:
+def pairs(rows: Sequence[tuple[str, str]]) -> Table:
+    """Two columns, as wide as they have to be; the second is broken where there is no room."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    for left, right in rows:
+        table.add_row(text(left), text(right))
+    return table
+
+
+def facts(rows: Sequence[tuple[str, str]], style: str = "") -> Table:
     """Names and values under each other; a long value is broken."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True, style="dim", width=13)
     table.add_column(overflow="fold", style=style)
-    for name, value in pairs:
+    for name, value in rows:
         table.add_row(text(f"  {name}"), text(value))
     return table
 

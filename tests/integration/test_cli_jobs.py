@@ -57,9 +57,7 @@ class CommandLine:
     def finish(self, job: Job, state: str, **values: Any) -> None:
         """What a worker would have written."""
         with writing(self.engine) as transaction:
-            transaction.change(
-                update(jobs).where(jobs.c.id == job.id).values(state=state, finished_at=now(), **values)
-            )
+            transaction.change(update(jobs).where(jobs.c.id == job.id).values(state=state, finished_at=now(), **values))
 
 
 @pytest.fixture
