@@ -15,8 +15,9 @@ from customer_jobs.vocabulary import Kind, State
 from worker import process
 from worker.dispatcher import Dispatcher
 from worker.logs import configure_logging
+from worker.record import Recorded
 from worker.retry import RetryPolicy
-from worker.runner import Call, Recorded
+from worker.runner import Call
 from worker.settings import settings
 
 QUEUE = "customer-jobs"  #: Never the default queue of an app that shares the Redis.
@@ -51,7 +52,10 @@ def configuration() -> dict[str, Any]:
         "accept_content": ["json"],
         "worker_pool": "threads",
         "worker_concurrency": process.THREADS,
+        # A message is taken when a thread is free for it. One held in reserve could not go to another worker, and
+        # ends this one when Redis goes away: kombu 5.7 tries to put it back through a connection it has closed.
         "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
         # A message is acknowledged when it arrives; a crash is a lease that runs out.
         "task_acks_late": False,
         "worker_send_task_events": True,
