@@ -1,0 +1,231 @@
+"""What README and docs tell people to type, typed: a command that this file does not know fails."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from customer_jobs import embedded
+from customer_jobs.embedded import Program, wait_until
+from tests.acceptance.stack import CHECKOUT, READY_SECONDS, Stack, environment
+from tests.markdown import Block, blocks
+from worker.settings import Settings
+
+#: The examples spell PostgreSQL's table names.
+on_postgresql = pytest.mark.parametrize("stack", ["postgresql"], indirect=True)
+COMMAND_SECONDS = 60.0
+PROGRAMS = str(Path(sys.executable).parent)
+
+Exercise = Callable[[Stack, str, Path], None]
+
+
+def in_terminal(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of somebody who has activated the virtual environment and exported the settings."""
+    plain = environment(settings)
+    return plain | {"PATH": f"{PROGRAMS}{os.pathsep}{plain['PATH']}"}
+
+
+def run(command: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        env=in_terminal(settings),
+        timeout=COMMAND_SECONDS,
+    )
+
+
+@contextmanager
+def up(command: str, settings: Mapping[str, str], directory: Path) -> Iterator[Program]:
+    """A command that goes on until it is stopped, in good order."""
+    env = in_terminal(settings)
+    program, *arguments = shlex.split(command)
+    started = embedded.start(
+        program, [program, *arguments], log=directory / "log", env=env, cwd=CHECKOUT, stop_signal=signal.SIGINT
+    )
+    with started:
+        yield started
+        assert started.stop() == 0, started.log_tail()
+
+
+def ends(*says: str, code: int = 0) -> Exercise:
+    """A command that comes to an end with this exit code, having said these words."""
+
+    def exercise(stack: Stack, command: str, _: Path) -> None:
+        ended = run(command, stack.settings)
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        for words in says:
+            assert words in ended.stdout
+
+    return exercise
+
+
+def is_a_setting(_: Stack, command: str, __: Path) -> None:
+    name, _, value = command.removeprefix("export ").partition("=")
+    assert name.lower() in Settings.model_fields or name.startswith("STRIPE_API_KEY")
+    assert value
+
+
+def demo(_: Stack, command: str, __: Path) -> None:
+    (line,) = run(f"make --dry-run {command.removeprefix('make ')} | tail -1", {}).stdout.splitlines()
+    ended = run(line, {})
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def is_what_ci_runs(_: Stack, command: str, __: Path) -> None:
+    assert "-m pytest" in run(f"make --dry-run {command.removeprefix('make ')}", {}).stdout
+    assert re.search(rf"\b{command}$", (CHECKOUT / ".ci/run").read_text(), re.MULTILINE)
+
+
+def dev(_: Stack, command: str, directory: Path) -> None:
+    (line,) = run(f"make --dry-run {command.removeprefix('make ')} | tail -1", {}).stdout.splitlines()
+    # Its usual directory may be in use by the one that a person has running.
+    with up(f"{line} --data {directory}", {}, directory) as program:
+        wait_until(lambda: "In a second terminal" in program.log.read_text(), READY_SECONDS, "it runs", program=program)
+        wait_until(lambda: "customer-jobs events" in program.log.read_text(), READY_SECONDS, "it says what to type")
+        exports = dict(re.findall(r"^ *export (\w+)=(\S+)$", program.log.read_text(), re.MULTILINE))
+        assert set(exports) == {"DATABASE_URL", "REDIS_URL"}
+        ended = run("customer-jobs create --email jenny.rosen@example.com --wait 30", exports)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert run("customer-jobs events", exports).stdout.count("customer.create.succeeded") == 1
+
+
+def worker(stack: Stack, command: str, directory: Path) -> None:
+    with up(command, stack.settings, directory) as program:
+        wait_until(lambda: " ready" in program.log.read_text(), READY_SECONDS, "it is ready", program=program)
+
+
+def flower(stack: Stack, command: str, directory: Path) -> None:
+    port = embedded.free_port()
+    user = re.search(r"--basic-auth=(\S+)", command)
+    assert user is not None
+    with up(f"{command} --port={port}", stack.settings, directory) as program:
+        page = "/workers?json=1"
+        wait_until(lambda: status(port, "/healthcheck") == 200, READY_SECONDS, "it answers", program=program)
+        assert status(port, page) == 401
+        assert status(port, page, user[1]) == 200
+
+
+def sandbox(_: Stack, command: str, directory: Path) -> None:
+    port = embedded.free_port()  # The usual one may be in use by the one that a person has running.
+    with up(f"{command} --port {port}", {}, directory) as program:
+        wait_until(lambda: status(port, "/_sandbox/health") == 200, READY_SECONDS, "it answers", program=program)
+
+
+def curl(stack: Stack, command: str, _: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on this machine")
+    rules, endpoints = stack.sandbox.faults.rules(), stack.sandbox.webhooks.endpoints
+    try:
+        ended = run(command.replace("http://127.0.0.1:12111", stack.sandbox.url) + " --fail", {})
+    finally:
+        stack.sandbox.faults.clear()
+        stack.sandbox.webhooks.configure(*endpoints)
+    assert rules == []
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    json.loads(ended.stdout)
+
+
+def status(port: int, path: str, user: str | None = None) -> int | None:
+    headers = {} if user is None else {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().status
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+#: How each command is exercised; the first pattern that matches all of it.
+EXERCISES: dict[str, Exercise] = {
+    r"make demo": demo,
+    r"make test": is_what_ci_runs,
+    r"make dev": dev,
+    r"\. \.venv/bin/activate": ends(),
+    r"export .*": is_a_setting,
+    r"customer-jobs create .*--wait 30": ends("succeeded", "cus_"),
+    r"customer-jobs fetch cus_sandbox_reset --wait 30": ends("resource_missing", "no_answer", code=1),
+    r"customer-jobs (list|events.*)": ends(),
+    r"customer-jobs migrate": ends("up to date"),
+    r"customer-jobs sandbox.*": sandbox,
+    r"celery -A worker\.app worker": worker,
+    r"celery -A worker\.app flower .*": flower,
+    r"curl .*": curl,
+}
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("sh") for line in block.text.replace("\\\n", " ").splitlines()]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+
+@pytest.mark.slow
+@on_postgresql
+@pytest.mark.parametrize("command", commands())
+def test_a_command_does_what_the_docs_say(stack: Stack, command: str, tmp_path: Path) -> None:
+    known = [exercise for pattern, exercise in EXERCISES.items() if re.fullmatch(pattern, command)]
+    assert known, "no exercise here for this command"
+
+    known[0](stack, command, tmp_path)
+
+
+@pytest.mark.slow
+@on_postgresql
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_a_python_block_runs_as_it_stands(stack: Stack, block: Block, tmp_path: Path) -> None:
+    script = tmp_path / "pasted.py"
+    script.write_text(block.text)
+
+    ended = run(f"python -W error {shlex.quote(str(script))}", stack.settings)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    if ".wait(" in block.text:
+        assert ended.stdout.startswith("succeeded created cus_")
+
+
+@on_postgresql
+@pytest.mark.parametrize("block", blocks("sql"), ids=str)
+def test_a_statement_enqueues(stack: Stack, block: Block) -> None:
+    with stack.engine.begin() as connection:
+        job_id = connection.execute(text(block.text.strip().rstrip(";") + " RETURNING id")).scalar_one()
+
+    ended = stack.jobs.wait(str(job_id), COMMAND_SECONDS)
+
+    assert (ended.state, ended.outcome) == ("succeeded", "created")
+
+
+@on_postgresql
+def test_an_event_looks_as_documented(stack: Stack) -> None:
+    (documented,) = (json.loads(block.text) for block in blocks("json") if block.page == "events.md")
+    told = documented["data"]
+
+    job = stack.jobs.create_customer({"name": "Jenny Rosen"}, context=told["context"])
+    entry = stack.consumer.entry_about(job.id)
+
+    assert entry.keys() == {"event", "type", "subject"}
+    event = entry["event"]
+    assert list(event) == list(documented)
+    assert list(event["data"]) == list(told)
+    changing = {"job_id", "customer_id", "external_id"}
+    assert {k: v for k, v in event["data"].items() if k not in changing} == {
+        k: v for k, v in told.items() if k not in changing
+    }
+    same = ("specversion", "source", "type", "datacontenttype")
+    assert {name: event[name] for name in same} == {name: documented[name] for name in same}
