@@ -7,7 +7,7 @@ import re
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -27,7 +27,7 @@ PerSecond = Annotated[float, Field(gt=0, le=100_000)]
 _EXAMPLES = {
     "DATABASE_URL": "export DATABASE_URL=postgresql://user:password@localhost/app",
     "REDIS_URL": "export REDIS_URL=redis://localhost:6379/0",
-    "STRIPE_API_KEYS": "export STRIPE_API_KEY=sk_test_…",
+    "STRIPE_API_KEY": "export STRIPE_API_KEY=sk_test_…",
 }
 
 
@@ -39,14 +39,14 @@ class Settings(BaseSettings):
     database_url: SecretStr  #: PostgreSQL or SQLite; holds a password.
     database_schema: str = Field(SCHEMA, pattern=r"^[a-z_][a-z0-9_]{0,62}$")  #: Of our tables, on PostgreSQL.
     redis_url: SecretStr  #: Broker and event stream; may hold a password.
-    stripe_api_keys: dict[str, SecretStr]  #: STRIPE_API_KEY is the credential `default`, STRIPE_API_KEY_EU is `eu`.
-    stripe_api_base: str = "https://api.stripe.com"  #: A stand-in for tests and development.
     allow_live_mode: bool = False  #: A live key by accident moves real money's customers.
+    stripe_api_keys: dict[str, SecretStr]  #: STRIPE_API_KEY is the credential `default`, STRIPE_API_KEY_EU is `eu`.
+    stripe_api_base: str = Field("https://api.stripe.com", pattern=r"^https?://\S+$")  #: A stand-in for tests.
     rate_limit_create: PerSecond = 25  #: Calls per second. Source: https://docs.stripe.com/rate-limits (per endpoint)
     rate_limit_fetch: PerSecond = 25  #: Calls per second, likewise.
     rate_limit_account: PerSecond | None = None  #: Calls per second; Stripe's 100 with a live key, 25 with a test key.
     max_in_flight: int = Field(1000, ge=1)  #: Jobs dispatched or running at once, over all workers.
-    retention_days: float = Field(30, gt=0)  #: Final jobs and published events are kept this long.
+    retention_days: float = Field(30, gt=0, le=36_500)  #: Final jobs and published events are kept this long.
     event_stream: str = Field(DEFAULT_STREAM, min_length=1)  #: The Redis Stream of completion events.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     allow_broker_payloads: bool = False  #: Creates by broker carry personal data through it.
@@ -54,7 +54,11 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_a_database(cls, value: SecretStr) -> SecretStr:
-        parse_url(value.get_secret_value())
+        try:
+            parse_url(value.get_secret_value())
+        except InvalidSetting as error:
+            # Of the errors raised here, pydantic collects only ValueErrors.
+            raise ValueError(str(error)) from None
         return value
 
     @field_validator("redis_url")
@@ -69,18 +73,22 @@ class Settings(BaseSettings):
     def _in_capitals(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _keys_are_allowed(self) -> Settings:
-        for name, key in self.stripe_api_keys.items():
+    @field_validator("stripe_api_keys")
+    @classmethod
+    def _keys_are_allowed(cls, keys: dict[str, SecretStr], info: ValidationInfo) -> dict[str, SecretStr]:
+        problems = []
+        for name, key in keys.items():
             variable = "STRIPE_API_KEY" if name == "default" else f"STRIPE_API_KEY_{name.upper()}"
             match = _KEY.fullmatch(key.get_secret_value())
             if match is None:
-                raise ValueError(
+                problems.append(
                     f"{variable} is not a secret or restricted key (sk_test_…, rk_test_…, sk_live_…, rk_live_…)"
                 )
-            if match["mode"] == "live" and not self.allow_live_mode:
-                raise ValueError(f"{variable} is a live key; to use it: export ALLOW_LIVE_MODE=true")
-        return self
+            elif match["mode"] == "live" and info.data.get("allow_live_mode") is False:
+                problems.append(f"{variable} is a live key; to use it: export ALLOW_LIVE_MODE=true")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return keys
 
     def is_live(self, credential: str) -> bool:
         """Whether the key of a credential works on live data."""
@@ -113,6 +121,8 @@ class _Environment(PydanticBaseSettingsSource):
 def _stripe_keys() -> dict[str, str]:
     matches = (_KEY_SETTING.fullmatch(name) for name in os.environ)
     suffixes = {match["suffix"] or "" for match in matches if match}
+    if {"", "_DEFAULT"} <= suffixes:
+        raise InvalidSetting("STRIPE_API_KEY and STRIPE_API_KEY_DEFAULT name the same credential; set one of them")
     keys = {suffix.lstrip("_").lower() or "default": setting(f"STRIPE_API_KEY{suffix}") for suffix in sorted(suffixes)}
     return {name: key for name, key in keys.items() if key is not None}
 
@@ -127,9 +137,8 @@ def settings() -> Settings:
 
 
 def _sentence(problem: Any) -> str:
-    name = str(problem["loc"][0]).upper() if problem["loc"] else ""
+    name = "STRIPE_API_KEY" if problem["loc"][0] == "stripe_api_keys" else str(problem["loc"][0]).upper()
     if problem["type"] == "missing":
-        shown = "STRIPE_API_KEY" if name == "STRIPE_API_KEYS" else name
-        return f"{shown} is not set; for example: {_EXAMPLES[name]}"
+        return f"{name} is not set; for example: {_EXAMPLES[name]}"
     text = str(problem["msg"]).removeprefix("Value error, ")
-    return text if not name or name in text else f"{name}: {text[:1].lower()}{text[1:]}"
+    return text if name in text else f"{name}: {text[:1].lower()}{text[1:]}"
