@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ _ERROR_FIELDS = ("type", "code", "http_status", "request_id")
 _JOB_FIELDS = (
     "kind", "outcome", "credential", "stripe_account", "livemode", "customer_id", "external_id", "context", "attempt",
 )  # fmt: skip
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def completion_event(job: Mapping[str, Any], state: State) -> dict[str, Any]:
@@ -47,4 +50,6 @@ def cloud_event(row: Mapping[str, Any]) -> dict[str, Any]:
 def stream_entry(row: Mapping[str, Any]) -> dict[str, str]:
     """The fields of a stream entry: the event whole, and beside it what filters look at."""
     event = json.dumps(cloud_event(row), ensure_ascii=False, separators=(",", ":"))
+    # JSON may hold a lone surrogate and UTF-8 may not: one odd context must not keep every event from being published.
+    event = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", event)
     return {"event": event, "type": row["type"], "subject": row["subject"]}

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from customer_jobs.errors import InvalidJob
-from customer_jobs.payload import METADATA_EXTERNAL_ID, METADATA_JOB_ID, check_payload
+from customer_jobs.payload import (
+    METADATA_EXTERNAL_ID,
+    METADATA_JOB_ID,
+    check_credential,
+    check_external_id,
+    check_payload,
+    check_stripe_account,
+)
 from customer_jobs.vocabulary import Kind
 
 KEY_PREFIX = "customer-jobs-"  #: Before the job's id: an idempotency key that nobody else on the account uses.
@@ -31,17 +38,20 @@ class Request:
 
 def request_of(job: Mapping[str, Any]) -> Request:
     """The request of a job's row. Raises InvalidJob for a row that producers' checks would have refused."""
-    payload = check_payload(job["kind"], job["payload"])
     creates = job["kind"] == Kind.CUSTOMER_CREATE
     if job["params"] is not None:
         params = _thawed(job["params"])
+        if not creates:
+            params = check_payload(job["kind"], params)
     else:
+        payload = check_payload(job["kind"], job["payload"])
         params = _with_our_metadata(payload["body"], job) if creates else payload
+    check_external_id(job["external_id"])
     return Request(
         kind=job["kind"],
         params=params,
-        credential=job["credential"],
-        stripe_account=job["stripe_account"],
+        credential=check_credential(job["credential"]),
+        stripe_account=check_stripe_account(job["stripe_account"] or None),
         idempotency_key=KEY_PREFIX + job["id"],
     )
 
