@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -19,6 +21,8 @@ from customer_jobs.schema import SCHEMA
 
 CONNECT_TIMEOUT_SECONDS = 3  #: An unreachable database is reported well within five seconds.
 SQLITE_BUSY_TIMEOUT_SECONDS = 10  #: Writers take turns; ten seconds of waiting means that one of them hangs.
+
+SQLITE_PAUSE_SECONDS = 0.01  #: Between two tries to switch a new file to WAL.
 
 #: PostgreSQL notices a peer that vanished within about 15 s instead of two hours.
 _KEEPALIVE = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3}
@@ -155,10 +159,25 @@ def schema_name(environ: Mapping[str, str] = os.environ) -> str:
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")  # Readers and the writer do not wait for each other.
+    _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous = NORMAL")  # Safe against a killed process; WAL keeps it consistent.
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """Let readers and the writer not wait for each other."""
+    give_up_at = time.monotonic() + SQLITE_BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait by itself when several processes do this to a new file at once.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(SQLITE_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _begin_immediately(connection: Connection) -> None:

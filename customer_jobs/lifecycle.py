@@ -47,6 +47,7 @@ class Claim:
     job: Row  #: The row as the claim left it.
     lease_token: str
     number: int  #: Of the attempt, in the ledger.
+    key_fingerprint: str | None = None  #: Of the Stripe key that the attempt is made with.
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Sending:
     sent_to: str  #: Stripe account id or key fingerprint.
     idempotency_key: str | None
     may_create: bool  #: Whether Stripe could make a customer of it.
+    uses_attempt: bool = True  #: Looking for a customer uses none.
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sendin
         "state": State.RUNNING,
         "lease_token": token,
         "lease_expires_at": now(LEASE_SECONDS),
-        "attempt": jobs.c.attempt + 1,
+        "attempt": jobs.c.attempt + (0 if sending is not None and not sending.uses_attempt else 1),
         "started_at": func.coalesce(jobs.c.started_at, now()),
     }
     if sending is not None:
@@ -176,6 +178,21 @@ def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -
 def postpone(transaction: Transaction, job_id: str, *, delay_seconds: float) -> int:
     """Let a dispatched job that must not be tried yet wait again. No attempt is used."""
     return transaction.change(_back_to_waiting(delay_seconds).where(jobs.c.id == job_id))
+
+
+def start_reconciling(transaction: Transaction, job_id: str) -> int:
+    """Let a dispatched job look for its customer instead of sending the create. No attempt is used."""
+    return transaction.change(_back_to_waiting().where(jobs.c.id == job_id).values(reconciling=True))
+
+
+def looks_since_sent(transaction: Transaction, held: Claim, error_code: str) -> tuple[int, bool]:
+    """How many attempts ended with this code of ours since the create was last sent, and whether it was ever sent."""
+    of_job = (attempts.c.job_id == held.job["id"], attempts.c.number < held.number)
+    sent = transaction.value(
+        select(func.max(attempts.c.number)).where(*of_job, attempts.c.idempotency_key.is_not(None))
+    )
+    since = (attempts.c.number > (sent or 0), attempts.c.error_code == error_code)
+    return int(transaction.value(select(func.count()).select_from(attempts).where(*of_job, *since))), sent is not None
 
 
 def rescue_unclaimed(transaction: Transaction) -> int:
@@ -273,6 +290,7 @@ def retry_later(
     error: Mapping[str, Any],
     attempt_used: bool = True,
     reconciling: bool | None = None,
+    prepared_anew: bool = False,
 ) -> bool:
     """Record an attempt that is worth another, due in `delay_seconds`; False if the lease was lost."""
     complete_attempt(transaction, held, entry)
@@ -287,6 +305,7 @@ def retry_later(
         reconciling=jobs.c.reconciling if reconciling is None else reconciling,
         first_sent_at=_first_sent_at(stays=jobs.c.reconciling if reconciling is None else literal(reconciling)),
         error=dict(error),
+        params=null() if prepared_anew else jobs.c.params,
     )
     return row is not None
 
@@ -315,6 +334,39 @@ def cancel(transaction: Transaction, job_id: str) -> bool:
     if row is not None:
         _emit(transaction, row)
     return row is not None
+
+
+def retry_by_hand(transaction: Transaction, failed: Row, *, candidate_customer_id: str | None = None) -> Row | None:
+    """The new job that takes a failed one's place, or None: it has one already, or its external_id went elsewhere.
+
+    Where Stripe may have executed the old job, the new one begins by looking for the customer.
+    """
+    taken_over = (
+        "kind", "payload", "context", "external_id", "credential", "stripe_account", "priority", "max_attempts",
+        "first_sent_at", "sent_to", "traceparent",
+    )  # fmt: skip
+    unknown = failed["first_sent_at"] is not None
+    values = {name: failed[name] for name in taken_over} | {
+        "retry_of": failed["id"],
+        "reconciling": unknown,
+        # Frozen parameters hold the old job's id; what was certainly not executed is prepared anew.
+        "params": failed["params"] if unknown else None,
+        "candidate_customer_id": candidate_customer_id or failed["candidate_customer_id"],
+        "customer_id": failed["customer_id"] if failed["kind"] == Kind.CUSTOMER_FETCH else None,
+    }
+    transaction.change(update(jobs).where(jobs.c.id == failed["id"]).values(external_id=None))
+    statement = transaction.insert(jobs).values(**values).on_conflict_do_nothing()
+    made = transaction.row(statement.returning(*jobs.c))
+    if made is None:
+        transaction.change(update(jobs).where(jobs.c.id == failed["id"]).values(external_id=failed["external_id"]))
+    return made
+
+
+def suggest(transaction: Transaction, job_id: str, customer_id: str) -> int:
+    """Let a job that looks for its customer begin with this one, at once."""
+    waiting = (jobs.c.state == State.RETRYING, jobs.c.first_sent_at.is_not(None))
+    values = {"candidate_customer_id": customer_id, "due_at": now(), "reconciling": True}
+    return transaction.change(update(jobs).where(jobs.c.id == job_id, *waiting).values(**values))
 
 
 def complete_attempt(transaction: Transaction, held: Claim, entry: Entry) -> None:

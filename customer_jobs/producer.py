@@ -211,20 +211,14 @@ class CustomerJobs:
             successor = transaction.rows(select(*jobs.c).where(jobs.c.retry_of == old["id"]))
             if successor:
                 return job_from_row(successor[0])
-            taken_over = ("kind", "payload", "params", "context", "external_id", "credential", "stripe_account",
-                          "priority", "max_attempts", "first_sent_at", "sent_to", "traceparent")  # fmt: skip
-            row = {name: old[name] for name in taken_over} | {
-                "id": str(uuid.uuid4()),
-                "retry_of": old["id"],
-                "customer_id": old["customer_id"] if old["kind"] == Kind.CUSTOMER_FETCH else None,
-                "candidate_customer_id": old["candidate_customer_id"],
-                "reconciling": old["first_sent_at"] is not None,
-                # Frozen parameters hold the old job's id; a job that was never executed is prepared anew.
-                "params": old["params"] if old["first_sent_at"] is not None else None,
-            }
             with transaction.savepoint():
-                transaction.change(update(jobs).where(jobs.c.id == old["id"]).values(external_id=None))
-                return self._insert(transaction, [row])[0]
+                made = lifecycle.retry_by_hand(transaction, old)
+                if made is None:
+                    raise NotRetryable(
+                        f"the external_id of job {old['id']} has gone to another job since; "
+                        f"`customer-jobs list --external-id {old['external_id']}` shows it"
+                    )
+                return job_from_row(made)
 
     def cancel(self, job_id: str | uuid.UUID, *, session: Session | Connection | None = None) -> bool:
         """Whether the job was taken back: only while it waits and Stripe cannot have heard of it. Raises UnknownJob."""

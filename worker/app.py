@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Ignore, Retry
 
-from customer_jobs.errors import InvalidSetting
+from customer_jobs.errors import CustomerJobsError, InvalidSetting
 from customer_jobs.vocabulary import Kind, State
 from worker import process
 from worker.dispatcher import Dispatcher
@@ -33,13 +33,17 @@ class TaskFailed(Exception):
     """Shows a job or a message that failed as FAILURE in Flower; holds codes and names, nothing of the customer's."""
 
 
+def _exit(error: CustomerJobsError) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    raise SystemExit(2) from None
+
+
 def configuration() -> dict[str, Any]:
     """Celery's settings, made of ours when Celery first asks for them."""
     try:
         broker_url = settings().redis_url.get_secret_value()
     except InvalidSetting as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
+        _exit(error)
     return {
         "broker_url": broker_url,
         "task_default_queue": QUEUE,
@@ -153,6 +157,14 @@ app.steps["worker"].add(DispatcherStep)
 @signals.setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
     configure_logging(settings().log_level)
+
+
+@signals.worker_init.connect
+def _prepare(**_: Any) -> None:
+    try:
+        process.prepare()
+    except CustomerJobsError as error:
+        _exit(error)
 
 
 @signals.worker_shutdown.connect

@@ -23,10 +23,13 @@ from worker.answers import (
     Rejected,
     Transient,
 )
+from worker.credentials import Key
 from worker.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5  #: Stripe accepts connections at once or is out of reach.
 READ_TIMEOUT_SECONDS = 30  #: For each read; Stripe's slowest creates take seconds. The library's default is 80.
+
+ACCOUNT_TIMEOUT_SECONDS = 3  #: Asked while a worker starts, which does not depend on the answer.
 
 _JSON = dict[str, Any]
 
@@ -46,6 +49,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clients: dict[str, stripe.StripeClient] = {}
+        self._accounts: dict[str, str] = {}
         self._lock = threading.Lock()
         stripe.enable_telemetry = False  # It writes a file under HOME, and fails where there is none.
         stripe.set_app_info("customer-jobs", version=__version__)
@@ -61,6 +65,22 @@ class Gateway:
     def fingerprint(self, credential: str) -> str:
         """Names that key."""
         return fingerprint(self._settings.stripe_api_keys[credential].get_secret_value())
+
+    def identities(self, credential: str) -> tuple[str, ...]:
+        """What says whom that key speaks for, the surest first: the account once it is known, the key itself."""
+        account_id = self._accounts.get(credential)
+        return (self.fingerprint(credential),) if account_id is None else (account_id, self.fingerprint(credential))
+
+    def keys(self) -> list[Key]:
+        """What may be shown of the keys; asks Stripe once for the account of each."""
+        return [
+            Key(name, self.fingerprint(name), self.is_live(name), self._account_of(name))
+            for name in sorted(self._settings.stripe_api_keys)
+        ]
+
+    def trust(self, accounts: Mapping[str, str]) -> None:
+        """Take over the accounts of credentials that the table knows."""
+        self._accounts.update(accounts)
 
     def create_customer(
         self, params: Mapping[str, Any], *, credential: str, stripe_account: str | None, idempotency_key: str
@@ -79,28 +99,57 @@ class Gateway:
         options = _options(stripe_account)
         return _call(lambda: client.v1.customers.retrieve(customer_id, params, options), creates=False)  # type: ignore[arg-type]
 
+    def list_customers(self, params: Mapping[str, Any], *, credential: str, stripe_account: str | None) -> Answer:
+        """GET /v1/customers, one page. Source: https://docs.stripe.com/api/customers/list"""
+        client = self._client(credential)
+        options = _options(stripe_account)
+        return _call(lambda: client.v1.customers.list(params, options), creates=False, expected=_is_list)  # type: ignore[arg-type]
+
     def close(self) -> None:
         """Close the connections of the calling thread."""
         for client in self._clients.values():
             client._requestor._client.close()  # type: ignore[union-attr]  # noqa: SLF001 - no public way to close one
 
+    def _account_of(self, credential: str) -> str | None:
+        if credential not in self._accounts:
+            patience = stripe.RequestsClient(timeout=ACCOUNT_TIMEOUT_SECONDS)
+            try:
+                account = self._new_client(credential, patience).v1.accounts.retrieve_current()
+            except (stripe.StripeError, AttributeError, KeyError, TypeError, ValueError):
+                return None  # Out of reach, or a restricted key that may not ask: the fingerprint stands in.
+            if isinstance(account.id, str):
+                self._accounts[credential] = account.id
+        return self._accounts.get(credential)
+
     def _client(self, credential: str) -> stripe.StripeClient:
         with self._lock:
             if credential not in self._clients:
-                self._clients[credential] = stripe.StripeClient(
-                    self._settings.stripe_api_keys[credential].get_secret_value(),
-                    base_addresses={"api": self._settings.stripe_api_base},
-                    max_network_retries=0,  # The job table is the only layer that retries.
-                    http_client=stripe.RequestsClient(timeout=(CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)),
-                )
+                transport = stripe.RequestsClient(timeout=(CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS))
+                self._clients[credential] = self._new_client(credential, transport)
             return self._clients[credential]
+
+    def _new_client(self, credential: str, transport: stripe.HTTPClient) -> stripe.StripeClient:
+        return stripe.StripeClient(
+            self._settings.stripe_api_keys[credential].get_secret_value(),
+            base_addresses={"api": self._settings.stripe_api_base},
+            max_network_retries=0,  # The job table is the only layer that retries.
+            http_client=transport,
+        )
 
 
 def _options(stripe_account: str | None) -> _JSON:
     return {"stripe_account": stripe_account} if stripe_account else {}
 
 
-def _call(call: Callable[[], Any], *, creates: bool) -> Answer:
+def _is_customer(body: Any) -> bool:
+    return isinstance(body, dict) and isinstance(body.get("id"), str) and body.get("object") == "customer"
+
+
+def _is_list(body: Any) -> bool:
+    return isinstance(body, dict) and isinstance(body.get("data"), list) and all(map(_is_customer, body["data"]))
+
+
+def _call(call: Callable[[], Any], *, creates: bool, expected: Callable[[Any], bool] = _is_customer) -> Answer:
     try:
         response = call().last_response
     except stripe.APIConnectionError as error:
@@ -112,7 +161,7 @@ def _call(call: Callable[[], Any], *, creates: bool) -> Answer:
         # The library could not make an object of what came back.
         return Transient(_unreadable(None, None, type(error).__name__), ambiguous=creates)
     body = response.data
-    if not isinstance(body, dict) or not isinstance(body.get("id"), str) or body.get("object") != "customer":
+    if not expected(body):
         return Transient(_unreadable(response.code, response.request_id, "no customer"), ambiguous=creates)
     headers = dict(response.headers)
     return Answered(body, headers, response.code, response.request_id, replayed=_is_replay(headers))

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import cache
 
+import structlog
 from sqlalchemy import Engine
 
-from customer_jobs.database import open_engine
+from customer_jobs.database import open_engine, writing
+from customer_jobs.errors import Unavailable
+from customer_jobs.migrate import require_current
 from customer_jobs.producer import CustomerJobs
+from worker.credentials import bind
 from worker.dispatcher import Dispatcher
 from worker.gateway import Gateway
 from worker.runner import Runner
 from worker.settings import settings
 
+log = structlog.get_logger(__name__)
+
 THREADS = 16  #: A call to Stripe takes a few hundred milliseconds of waiting: 16 threads reach well over 25 a second.
+DATABASE_PAUSE_SECONDS = 2.0  #: Between two tries to reach the database while the worker starts.
 DISPATCHER_CONNECTIONS = 8  #: One for each of its threads, and a few to spare.
 
 _dispatchers: list[Dispatcher] = []  #: The one of this process, while it runs.
@@ -25,6 +33,11 @@ def engine() -> Engine:
     return _engine_of(os.getpid())
 
 
+def gateway() -> Gateway:
+    """The gateway of this process, with connections of its own."""
+    return _gateway_of(os.getpid())
+
+
 def runner() -> Runner:
     """The runner of this process."""
     return _runner_of(os.getpid())
@@ -33,6 +46,24 @@ def runner() -> Runner:
 def producer() -> CustomerJobs:
     """The table, as a producer sees it."""
     return CustomerJobs(engine(), schema=settings().database_schema)
+
+
+def prepare() -> None:
+    """Wait for the database, and see that it is the one this worker is made for.
+
+    Raises CustomerJobsError for a database without our tables, or a key that its credential does not stand for.
+    """
+    while True:
+        try:
+            require_current(engine(), schema=settings().database_schema)
+            keys = gateway().keys()
+            with writing(engine()) as transaction:
+                gateway().trust(bind(transaction, keys))
+        except Unavailable as error:
+            log.warning("waiting for the database", error=str(error))
+            time.sleep(DATABASE_PAUSE_SECONDS)
+        else:
+            return
 
 
 def wake() -> None:
@@ -67,4 +98,9 @@ def _engine_of(pid: int) -> Engine:  # noqa: ARG001 - the process is the key
 
 @cache
 def _runner_of(pid: int) -> Runner:  # noqa: ARG001 - the process is the key
-    return Runner(engine(), Gateway(settings()), when_recorded=wake)
+    return Runner(engine(), gateway(), when_recorded=wake)
+
+
+@cache
+def _gateway_of(pid: int) -> Gateway:  # noqa: ARG001 - the process is the key
+    return Gateway(settings())

@@ -178,7 +178,6 @@ def test_those_who_migrate_at_once_take_turns(empty_database_url: str) -> None:
     assert told == ["", "", "", " ".join(REVISIONS)]
 
 
-@pytest.mark.xfail(reason="SQLite does not wait while another process switches a new file to WAL mode", strict=False)
 def test_those_who_make_a_sqlite_file_at_once_take_turns(empty_sqlite_url: str) -> None:
     told = told_by_those_who_migrate_at_once(empty_sqlite_url)
 

@@ -17,6 +17,7 @@ from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import is_in_flight, is_waiting, jobs, lanes, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import Kind, Priority
+from worker.credentials import paused
 from worker.dispatcher.leader import still_leads
 from worker.dispatcher.limits import Bucket
 from worker.settings import Settings
@@ -85,7 +86,9 @@ class Dispatch:
     def _take(self, transaction: Transaction, token: str) -> tuple[list[dict[str, Any]], float | None]:
         """Mark the jobs that leave now; them, and when a limit lets the next one leave."""
         room = _room(transaction, self._settings.max_in_flight)
-        known = [lane for lane in _lanes_with_work(transaction) if _is_known(transaction, lane)]
+        held_back = paused(transaction)
+        lanes_with_work = (lane for lane in _lanes_with_work(transaction) if lane.credential not in held_back)
+        known = [lane for lane in lanes_with_work if _is_known(transaction, lane)]
         if room <= 0 or not known:
             return [], None  # A thread that comes free wakes the dispatcher, as a new job does.
         self._looks += 1
