@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/installed  ## Build .venv from requirements.lock; does nothing when that is done
+install: .venv/installed  ## Build .venv from requirements.lock, unless it is there
 
 # The stamp goes first and comes back last: an installation that was interrupted is begun anew, in an empty .venv.
 .venv/installed: requirements.lock pyproject.toml
