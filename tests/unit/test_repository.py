@@ -31,7 +31,7 @@ NEIGHBOURS = {
 _LINK = re.compile(r"\bhttps?://([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,})\b")
 # Each is spelled so that it does not find itself.
 _REGISTRY = re.compile(
-    r"py(?:pi\.|thonhosted)|(?:docker|ghcr|quay)\.io|--(?:extra-)?index-url|--find-links", re.IGNORECASE
+    r"py(?:pi\.|thonhosted)|(?:docker|ghcr|quay)\.io|--(?:extra-)?index-url|--find-[l]inks", re.IGNORECASE
 )
 _MACHINE = re.compile(r"(?<![\w.])/(?:home|root|Users|work|mnt|opt)/\w+")
 _EXAMPLE = r"(?:[\w-]+\.)*example(?:\.(?:com|org|net))?\b"
