@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 
 from customer_jobs.database import open_engine
 from customer_jobs.environment import PREFIX
 from customer_jobs.migrate import migrate
+from customer_jobs.schema import metadata
 from tests import servers
 
 
@@ -75,12 +76,27 @@ def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
     return f"sqlite:///{shutil.copy(_sqlite_template, tmp_path / 'customer_jobs.sqlite3')}"
 
 
+@pytest.fixture(scope="session")
+def _empty_again() -> list[str]:
+    """Databases that a test has left as it found them, but for rows: emptying one is a hundred times faster."""
+    return []
+
+
 @pytest.fixture
-def postgres_database_url(postgres_url: str, _postgres_template: str) -> Iterator[str]:
+def postgres_database_url(postgres_url: str, _postgres_template: str, _empty_again: list[str]) -> Iterator[str]:
     """A migrated PostgreSQL database."""
-    name = f"test_{uuid.uuid4().hex}"
-    yield servers.create_database(postgres_url, name, template=_postgres_template)
-    servers.drop_database(postgres_url, name)
+    if not _empty_again:
+        name = f"test_{uuid.uuid4().hex}"
+        _empty_again.append(servers.create_database(postgres_url, name, template=_postgres_template))
+    url = _empty_again.pop()
+    before = servers.objects(url)
+    yield url
+    servers.end_sessions(url)
+    if servers.objects(url) == before:
+        servers.delete_rows(url, [table.fullname for table in reversed(metadata.sorted_tables)])
+        _empty_again.append(url)
+    else:
+        servers.drop_database(postgres_url, str(make_url(url).database))
 
 
 @pytest.fixture

@@ -223,3 +223,31 @@ def drop_database(url: str, name: str) -> None:
     """Drop it even if somebody is still connected; the URL names another database of the same server."""
     with connect(url) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def end_sessions(url: str) -> None:
+    """End whatever a test left connected to this database, so that nobody writes to it any more."""
+    with connect(url) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+def objects(url: str) -> object:
+    """Names all that is in a database, but for rows."""
+    with connect(url) as connection:
+        return connection.execute(
+            "SELECT (SELECT array_agg((oid, relname, relnatts, relkind) ORDER BY oid) FROM pg_class WHERE oid > 16383)"
+            "::text, (SELECT array_agg(nspname ORDER BY oid) FROM pg_namespace WHERE nspname NOT LIKE 'pg_%')::text,"
+            " (SELECT array_agg((tgname, tgenabled) ORDER BY oid) FROM pg_trigger)::text,"
+            " (SELECT array_agg(conname ORDER BY oid) FROM pg_constraint)::text,"
+            " (SELECT array_agg(setconfig) FROM pg_db_role_setting)::text"
+        ).fetchone()
+
+
+def delete_rows(url: str, tables: list[str]) -> None:
+    with connect(url) as connection:
+        connection.execute(
+            sql.SQL("; ").join(sql.SQL("DELETE FROM {}").format(sql.Identifier(*table.split("."))) for table in tables)
+        )
