@@ -24,6 +24,10 @@ SQLITE_BUSY_TIMEOUT_SECONDS = 10  #: Writers take turns; ten seconds of waiting 
 
 SQLITE_PAUSE_SECONDS = 0.01  #: Between two tries to switch a new file to WAL.
 
+#: No transaction of ours waits for anything but the database: one that does nothing for so long belongs to a process
+#: that was stopped, and ends, with its locks, before that process can go on.
+IDLE_TIMEOUT_SECONDS = 8
+
 #: PostgreSQL notices a peer that vanished within about 15 s instead of two hours.
 _KEEPALIVE = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3}
 
@@ -79,6 +83,7 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
             raise InvalidSetting(
                 "DATABASE_URL names postgresql, whose driver is missing: pip install 'customer-jobs[postgres]'"
             ) from error
+        event.listen(engine, "connect", _prepare_postgresql)
     return in_our_schema(engine, schema)
 
 
@@ -128,6 +133,10 @@ class Transaction:
 
     def savepoint(self) -> AbstractContextManager[object]:
         """A part of the transaction that is undone as a whole when an error leaves it."""
+        if self.dialect_name == "sqlite" and not self._connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+            # On an app's plain engine the driver begins before a change but not before a savepoint, whose end would
+            # then be a commit.
+            self._connection.exec_driver_sql("BEGIN")
         return self._connection.begin_nested()
 
     def insert(self, table: Table) -> Any:
@@ -163,6 +172,12 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
     cursor.execute("PRAGMA synchronous = NORMAL")  # Safe against a killed process; WAL keeps it consistent.
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_SECONDS}s'")
+    connection.commit()
 
 
 def _switch_to_wal(cursor: Any) -> None:

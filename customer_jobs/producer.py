@@ -148,7 +148,8 @@ class CustomerJobs:
         """
         if job_id is not None and (job_id := _as_uuid(job_id)) is None:
             raise InvalidJob("job_id", "must be a UUID")
-        row = _row(Kind(kind), payload.check_payload(kind, job_payload), job_id=job_id, **options)
+        checked = payload.check_payload(kind, job_payload)
+        row = _row(Kind(kind), checked, job_id=job_id, **options)
         with self._transaction(session) as transaction:
             return self._insert(transaction, [row])[0]
 
@@ -298,7 +299,8 @@ class CustomerJobs:
         )
         same = ("credential", "stripe_account", "payload", "context", "external_id")
         for found in transaction.rows(waiting.order_by(jobs.c.due_at).limit(20)):
-            if all(found[name] == row.get(name) for name in same):
+            # Compared as JSON: to Python, 1 and true are equal.
+            if body_digest([found[name] for name in same]) == body_digest([row.get(name) for name in same]):
                 return self._hurry(transaction, found, row)
         return None
 
