@@ -222,6 +222,11 @@ attempts = Table(
     CheckConstraint(f"verdict IN ({_quoted(Verdict)})", name="verdict"),
 )
 _index(
+    "attempts_finished",
+    attempts.c.finished_at,
+    query="the dispatcher: what Stripe answered within the last second",
+)
+_index(
     "attempts_request_id",
     attempts.c.request_id,
     query="list by req_…",

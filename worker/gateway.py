@@ -24,6 +24,7 @@ from worker.answers import (
     Transient,
 )
 from worker.credentials import Key
+from worker.pace import Pace
 from worker.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5  #: Stripe accepts connections at once or is out of reach.
@@ -50,6 +51,7 @@ class Gateway:
         self._settings = settings
         self._clients: dict[str, stripe.StripeClient] = {}
         self._accounts: dict[str, str] = {}
+        self._pace = Pace()
         self._lock = threading.Lock()
         stripe.enable_telemetry = False  # It writes a file under HOME, and fails where there is none.
         stripe.set_app_info("customer-jobs", version=__version__)
@@ -87,6 +89,7 @@ class Gateway:
     ) -> Answer:
         """POST /v1/customers. Source: https://docs.stripe.com/api/customers/create"""
         options = _options(stripe_account) | {"idempotency_key": idempotency_key}
+        self._pace.wait(("create", credential, stripe_account), self._settings.rate_limit_create)
         client = self._client(credential)
         return _call(lambda: client.v1.customers.create(params, options), creates=True)  # type: ignore[arg-type]
 
@@ -97,12 +100,14 @@ class Gateway:
         params = {"expand": list(expand)} if expand else {}
         client = self._client(credential)
         options = _options(stripe_account)
+        self._pace.wait(("fetch", credential, stripe_account), self._settings.rate_limit_fetch)
         return _call(lambda: client.v1.customers.retrieve(customer_id, params, options), creates=False)  # type: ignore[arg-type]
 
     def list_customers(self, params: Mapping[str, Any], *, credential: str, stripe_account: str | None) -> Answer:
         """GET /v1/customers, one page. Source: https://docs.stripe.com/api/customers/list"""
         client = self._client(credential)
         options = _options(stripe_account)
+        self._pace.wait(("list", credential, stripe_account), self._settings.rate_limit_fetch)
         return _call(lambda: client.v1.customers.list(params, options), creates=False, expected=_is_list)  # type: ignore[arg-type]
 
     def close(self) -> None:

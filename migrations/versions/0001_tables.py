@@ -226,6 +226,7 @@ def create_attempts(schema: str | None, now: sa.TextClause) -> None:
         sa.PrimaryKeyConstraint("job_id", "number", name=op.f("attempts_pkey")),
         schema=schema,
     )
+    op.create_index("attempts_finished", "attempts", ["finished_at"], schema=schema)
     op.create_index("attempts_request_id", "attempts", ["request_id"], schema=schema, **where("request_id IS NOT NULL"))
 
 

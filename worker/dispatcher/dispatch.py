@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
-from sqlalchemy import Engine, and_, func, literal, select, tuple_, update
+from sqlalchemy import Engine, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
-from customer_jobs.schema import is_in_flight, is_waiting, jobs, lanes, workers
+from customer_jobs.schema import workers
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import Kind, Priority
+from customer_jobs.vocabulary import Kind
 from worker.credentials import paused
-from worker.dispatcher.leader import still_leads
-from worker.dispatcher.limits import Bucket
+from worker.dispatcher.lanes import Allowance, Lane, in_flight, lanes_with_work, limited_lately, next_jobs
+from worker.dispatcher.leader import leads
 from worker.settings import Settings
 
 DISPATCH_LEASE_SECONDS = 5  #: A message that nobody took by then is taken for lost.
 SPARE_JOBS = 4  #: Beyond the free threads, so that a thread that comes free need not wait for the next look.
 WORKER_SILENT_SECONDS = 10  #: A worker that was not seen for longer gets nothing.
-AGEING_SECONDS = 15 * 60  #: A job due for longer counts one priority higher.
 PUBLISH_PAUSE_SECONDS = 1.0  #: After a failed publish, before the next try.
-RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
+ADAPT_EVERY_SECONDS = 1.0  #: How often Stripe's answers are looked at for limits.
+CEILING_RECOVERY = 1.0  #: Jobs in flight that a lane regains in a second after Stripe said there were too many.
+MOST_CEILING = 1000  #: A ceiling that has recovered this far is none.
+UNKNOWN_AT_ONCE = 100  #: Jobs of an unknown kind that are ended in one look.
 
 log = structlog.get_logger(__name__)
 
 Publish = Callable[[str, str], None]  #: Sends (kind, job id) to Celery; raises what the broker raises.
-
-
-class Lane(NamedTuple):
-    """What one of Stripe's endpoint limits applies to, as the index `jobs_dispatch` orders it."""
-
-    credential: str
-    stripe_account: str  #: '' is the key's own account.
-    reconciling: bool
-    kind: str
-
-    @property
-    def endpoint(self) -> str:
-        """The `kind` of its row in `lanes`."""
-        return RECONCILE if self.reconciling else self.kind
-
-
-_LANE_COLUMNS = (jobs.c.credential, func.coalesce(jobs.c.stripe_account, ""), jobs.c.reconciling, jobs.c.kind)
 
 
 @dataclass(frozen=True)
@@ -69,50 +54,84 @@ class Dispatch:
         self._publish = publish
         self._holder = holder
         self._looks = 0
+        self._adapted_at: datetime | None = None
+        #: How many jobs of a lane may be in flight, after Stripe said that too many were.
+        self._ceilings: dict[Lane, float] = {}
 
     def run_once(self) -> Look:
         """Dispatch what is due and allowed now."""
         token = str(uuid.uuid4())
         with writing(self._engine) as transaction:
-            if not still_leads(transaction, self._holder):
+            survey = _survey(transaction, self._holder)
+            if not survey["leads"]:
                 return Look(0, leads=False)
-            taken, again_in_seconds = self._take(transaction, token)
+            taken, again_in_seconds = self._take(transaction, token, survey)
         if unpublished := self._publish_all(taken):
             with writing(self._engine) as transaction:
                 lifecycle.take_back(transaction, unpublished, token=token)
             again_in_seconds = PUBLISH_PAUSE_SECONDS
         return Look(len(taken) - len(unpublished), again_in_seconds)
 
-    def _take(self, transaction: Transaction, token: str) -> tuple[list[dict[str, Any]], float | None]:
+    def _take(
+        self, transaction: Transaction, token: str, survey: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], float | None]:
         """Mark the jobs that leave now; them, and when a limit lets the next one leave."""
-        room = _room(transaction, self._settings.max_in_flight)
+        flying = in_flight(transaction)
+        most = min(self._settings.max_in_flight, survey["slots"] + SPARE_JOBS) if survey["slots"] else 0
+        room = most - sum(flying.values())
+        if room <= 0:
+            return [], None  # A thread that comes free wakes the dispatcher.
         held_back = paused(transaction)
-        lanes_with_work = (lane for lane in _lanes_with_work(transaction) if lane.credential not in held_back)
-        known = [lane for lane in lanes_with_work if _is_known(transaction, lane)]
-        if room <= 0 or not known:
-            return [], None  # A thread that comes free wakes the dispatcher, as a new job does.
+        waiting = [lane for lane in lanes_with_work(transaction) if lane.credential not in held_back]
+        known = _in_turn([lane for lane in waiting if _is_known(transaction, lane)], self._looks)
         self._looks += 1
-        turn = self._looks % len(known)
-        in_turn = known[turn:] + known[:turn]
-        present = transaction.value(select(now()))
-        buckets = {lane: self._bucket(transaction, lane, present) for lane in in_turn}
-        order: list[tuple[int, int, int, str, Lane]] = []
-        for place, lane in enumerate(in_turn):
-            for rank, (priority, job_id) in enumerate(_next_jobs(transaction, lane, min(buckets[lane].calls, room))):
-                order.append((priority, rank, place, job_id, lane))
-        chosen = {job_id: lane for *_, job_id, lane in sorted(order)[:room]}
-        taken: dict[str, dict[str, Any]] = {}
-        if chosen:
-            marked = lifecycle.mark_dispatched(
-                transaction, list(chosen), token=token, lease_seconds=DISPATCH_LEASE_SECONDS
-            )
-            taken = {job["id"]: job for job in marked}
-        for lane in in_turn:
-            spent = sum(chosen[job_id] == lane for job_id in taken)
-            buckets[lane] = buckets[lane].spent(spent)
-            _keep_bucket(transaction, lane, buckets[lane], present)
-        again = min(bucket.seconds_until() for bucket in buckets.values()) if len(taken) < room else None
+        allowance = Allowance(self._settings, survey["present"])
+        allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.account)])
+        self._adapt(transaction, allowance, flying, survey["present"])
+        wanted = {lane: min(allowance.calls(lane), room, self._ceiling_room(lane, flying)) for lane in known}
+        order = [
+            (job.priority, rank, place, job.job_id, lane)
+            for place, (lane, found) in enumerate(next_jobs(transaction, wanted).items())
+            for rank, job in enumerate(found)
+        ]
+        chosen: dict[str, Lane] = {}
+        for *_, job_id, lane in sorted(order):
+            # Lanes of one credential share its account's bucket.
+            if len(chosen) < room and allowance.calls(lane) > 0:
+                chosen[job_id] = lane
+                allowance.spend(lane)
+        marked = (
+            lifecycle.mark_dispatched(transaction, list(chosen), token=token, lease_seconds=DISPATCH_LEASE_SECONDS)
+            if chosen
+            else []
+        )
+        allowance.keep(transaction)
+        taken = {job["id"]: job for job in marked}
+        again = min((allowance.seconds_until_next(lane) for lane in known), default=None)
         return [taken[job_id] for job_id in chosen if job_id in taken], again
+
+    def _adapt(
+        self, transaction: Transaction, allowance: Allowance, flying: Mapping[Lane, int], present: datetime
+    ) -> None:
+        """Slow down what Stripe's answers of the last second say is too fast; once a second at most."""
+        elapsed = ADAPT_EVERY_SECONDS if self._adapted_at is None else (present - self._adapted_at).total_seconds()
+        if 0 <= elapsed < ADAPT_EVERY_SECONDS:
+            return
+        self._adapted_at = present
+        self._ceilings = {lane: most + CEILING_RECOVERY for lane, most in self._ceilings.items() if most < MOST_CEILING}
+        for limited in limited_lately(transaction, ADAPT_EVERY_SECONDS):
+            if limited.concerns_concurrency:
+                self._ceilings[limited.lane] = max(flying.get(limited.lane, 0) // 2, 1)
+            else:
+                if limited.key not in allowance.buckets:
+                    allowance.read(transaction, [limited.key])
+                allowance.slow(limited.key)
+            log.warning("slowed", credential=limited.key.credential, endpoint=limited.key.kind, reason=limited.reason)
+
+    def _ceiling_room(self, lane: Lane, flying: Mapping[Lane, int]) -> int:
+        if lane not in self._ceilings:
+            return MOST_CEILING
+        return max(int(self._ceilings[lane]) - flying.get(lane, 0), 0)
 
     def _publish_all(self, taken: Sequence[Mapping[str, Any]]) -> list[str]:
         """Publish in order; the ids that could not be."""
@@ -125,36 +144,17 @@ class Dispatch:
                 return left
         return []
 
-    def _bucket(self, transaction: Transaction, lane: Lane, present: datetime) -> Bucket:
-        rate = self._settings.rate_limit_create
-        if lane.reconciling or lane.kind == Kind.CUSTOMER_FETCH:
-            rate = self._settings.rate_limit_fetch
-        row = transaction.row(select(*lanes.c).where(*_is_lane(lane)).with_for_update())
-        if row is None:
-            values = {"credential": lane.credential, "stripe_account": lane.stripe_account, "kind": lane.endpoint}
-            transaction.change(transaction.insert(lanes).values(**values, tokens=1, rate=rate).on_conflict_do_nothing())
-            return Bucket(tokens=1, rate=rate)
-        return Bucket(row["tokens"], rate).refilled((present - row["refilled_at"]).total_seconds())
 
-
-def _room(transaction: Transaction, max_in_flight: int) -> int:
-    """How many jobs may leave: free threads of live workers and a few to spare."""
+def _survey(transaction: Transaction, holder: str) -> dict[str, Any]:
+    """Whether `holder` leads, how many threads the live workers have, and what time it is."""
     alive = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
-    slots = transaction.value(alive)
-    in_flight = transaction.value(select(func.count()).select_from(jobs).where(is_in_flight()))
-    return min(max_in_flight, slots + SPARE_JOBS) - in_flight if slots else 0
+    query = select(leads(holder).label("leads"), alive.scalar_subquery().label("slots"), now().label("present"))
+    return transaction.rows(query)[0]
 
 
-def _lanes_with_work(transaction: Transaction) -> list[Lane]:
-    """The lanes in which something waits: one look into the index for each, however many jobs there are."""
-    found: list[Lane] = []
-    query = select(*_LANE_COLUMNS).where(is_waiting()).order_by(*_LANE_COLUMNS).limit(1)
-    behind = query
-    while row := transaction.row(behind):
-        lane = Lane._make(row.values())
-        found.append(lane)
-        behind = query.where(tuple_(*_LANE_COLUMNS) > tuple_(*map(literal, lane)))
-    return found
+def _in_turn(lanes: list[Lane], looks: int) -> list[Lane]:
+    first = looks % len(lanes) if lanes else 0
+    return lanes[first:] + lanes[:first]
 
 
 def _is_known(transaction: Transaction, lane: Lane) -> bool:
@@ -164,39 +164,7 @@ def _is_known(transaction: Transaction, lane: Lane) -> bool:
     message = f"unknown kind {lane.kind!r}; known are {', '.join(Kind)}"
     problem = Problem("invalid_request_error", INVALID_PAYLOAD, message, param="kind")
     error = problem.envelope(credential=lane.credential, transient=False)
-    for _, job_id in _next_jobs(transaction, lane, 100):
-        lifecycle.fail_unclaimed(transaction, job_id, error=error)
-        log.warning("unknown kind", job_id=job_id)
+    for job in next_jobs(transaction, {lane: UNKNOWN_AT_ONCE})[lane]:
+        lifecycle.fail_unclaimed(transaction, job.job_id, error=error)
+        log.warning("unknown kind", job_id=job.job_id)
     return False
-
-
-def _next_jobs(transaction: Transaction, lane: Lane, most: int) -> Iterator[tuple[int, str]]:
-    """The lane's due jobs as (effective priority, id), in the order in which they leave."""
-    if most <= 0:
-        return iter(())
-    of_lane = and_(is_waiting(), *(column == value for column, value in zip(_LANE_COLUMNS, lane, strict=True)))
-    due: list[tuple[int, datetime, str]] = []
-    aged = (jobs.c.due_at < now(-AGEING_SECONDS)).label("aged")
-    for priority in Priority:
-        query = (
-            select(jobs.c.id, jobs.c.due_at, aged)
-            .where(of_lane, jobs.c.priority == priority.value, jobs.c.due_at <= now())
-            .order_by(jobs.c.due_at)
-            .limit(most)
-        )
-        rows = transaction.rows(query)
-        due += [(max(priority - row["aged"], Priority.URGENT), row["due_at"], row["id"]) for row in rows]
-    return ((priority, job_id) for priority, _, job_id in sorted(due)[:most])
-
-
-def _is_lane(lane: Lane) -> tuple[Any, ...]:
-    return (
-        lanes.c.credential == lane.credential,
-        lanes.c.stripe_account == lane.stripe_account,
-        lanes.c.kind == lane.endpoint,
-    )
-
-
-def _keep_bucket(transaction: Transaction, lane: Lane, bucket: Bucket, present: datetime) -> None:
-    values = {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": present}
-    transaction.change(update(lanes).where(*_is_lane(lane)).values(**values))

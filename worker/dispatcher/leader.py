@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, exists, or_, select, update
 
 from customer_jobs.database import Transaction
 from customer_jobs.schema import leases
@@ -33,9 +33,12 @@ def give_up_lead(transaction: Transaction, holder: str) -> None:
     )
 
 
+def leads(holder: str) -> ColumnElement[bool]:
+    """Whether `holder` leads at this moment, as a condition of a statement."""
+    # Without a lock on the row: a leader that is stopped in a transaction must not keep another from taking over.
+    return exists().where(leases.c.name == LEASE, leases.c.holder == holder, leases.c.expires_at > now())
+
+
 def still_leads(transaction: Transaction, holder: str) -> bool:
-    """Whether `holder` leads, until this transaction ends: a leader that was stopped finds out before it writes."""
-    mine: ColumnElement[bool] = leases.c.holder == holder
-    # FOR SHARE: whoever would take the lead over waits for this transaction.
-    query = select(leases.c.name).where(leases.c.name == LEASE, mine, leases.c.expires_at > now())
-    return transaction.row(query.with_for_update(read=True)) is not None
+    """Whether `holder` leads: one that was stopped and goes on finds out before it writes."""
+    return bool(transaction.value(select(leads(holder))))

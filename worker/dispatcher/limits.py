@@ -1,8 +1,8 @@
-"""Stripe's limits as token buckets; pure, the time passes by argument."""
+"""Stripe's limits as token buckets, and how they give way and recover; pure, the time passes by argument."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: A bucket never fills above what the limiter on the other side forgives; two calls may leave together.
 CAPACITY_TOKENS = 2.0
@@ -10,28 +10,46 @@ CAPACITY_TOKENS = 2.0
 CAPACITY_SECONDS = 0.08
 #: What is handed out of a limit: the rest absorbs the jitter of the way to Stripe.
 SHARE = 0.99
+#: After a slowing, the whole limit is regained in so many seconds, a little at a time.
+RECOVERY_SECONDS = 20.0
+FLOOR_PER_SECOND = 1.0  #: However often it was slowed: one call a second finds out that the limit has gone.
+#: A limiter answers with a few 429 now and then; this many in a second, and this share of the answers, are a limit.
+SLOW_AFTER_ANSWERS = 3
+SLOW_AFTER_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Tokens as they stood when the bucket was last looked at."""
+    """Tokens and rate as they stood when the bucket was last looked at."""
 
     tokens: float
-    rate: float  #: Calls per second that the limit allows.
+    limit: float  #: Calls per second that the settings allow.
+    rate: float  #: Calls per second at present: the limit, or less after Stripe turned calls away.
+
+    @classmethod
+    def new(cls, limit: float) -> Bucket:
+        """Begins with one token: neither with a burst nor with a wait."""
+        return cls(tokens=1.0, limit=limit, rate=limit)
 
     def refilled(self, elapsed_seconds: float) -> Bucket:
         """The bucket after some time; a clock that went backwards adds nothing."""
-        gained = max(elapsed_seconds, 0.0) * self.rate * SHARE
-        return Bucket(min(self.tokens + gained, self.capacity), self.rate)
+        elapsed = max(elapsed_seconds, 0.0)
+        rate = min(self.rate + self.limit * elapsed / RECOVERY_SECONDS, self.limit)
+        tokens = min(self.tokens + elapsed * self.rate * SHARE, self.capacity)
+        return replace(self, tokens=tokens, rate=rate)
 
     def spent(self, calls: int) -> Bucket:
         """The bucket after handing out so many calls."""
-        return Bucket(self.tokens - calls, self.rate)
+        return replace(self, tokens=self.tokens - calls)
+
+    def slowed(self) -> Bucket:
+        """The bucket after Stripe turned calls away."""
+        return replace(self, tokens=min(self.tokens, 0.0), rate=max(self.rate / 2, FLOOR_PER_SECOND))
 
     @property
     def capacity(self) -> float:
         """Tokens it holds at most."""
-        return max(CAPACITY_TOKENS, self.rate * CAPACITY_SECONDS)
+        return max(CAPACITY_TOKENS, self.limit * CAPACITY_SECONDS)
 
     @property
     def calls(self) -> int:
@@ -42,3 +60,8 @@ class Bucket:
     def seconds_until(self, calls: int = 1) -> float:
         """How long until so many calls may leave."""
         return max(calls - self.tokens, 0.0) / (self.rate * SHARE)
+
+
+def is_limiting(answers: int, rate_limited: int) -> bool:
+    """Whether a second's answers say that a limit was met."""
+    return rate_limited >= SLOW_AFTER_ANSWERS and rate_limited > SLOW_AFTER_SHARE * answers

@@ -1,0 +1,235 @@
+"""The lanes as rows: which have work, what may leave them, and how they slow down when Stripe turns calls away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import and_, func, lateral, literal, select, true, tuple_, union_all, update
+
+from customer_jobs.database import Transaction
+from customer_jobs.schema import attempts, is_in_flight, is_waiting, jobs, lanes
+from customer_jobs.sql import now
+from customer_jobs.vocabulary import Kind, Priority, Verdict
+from worker.dispatcher.limits import Bucket, is_limiting
+from worker.settings import Settings
+
+AGEING_SECONDS = 15 * 60  #: A job due for longer counts one priority higher.
+RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
+WHOLE_ACCOUNT = "*"  #: The `kind` of the row that stands for everything a credential does.
+#: Source: https://docs.stripe.com/rate-limits
+ACCOUNT_LIMIT_LIVE_PER_SECOND = 100.0
+ACCOUNT_LIMIT_TEST_PER_SECOND = 25.0
+
+
+class Lane(NamedTuple):
+    """What one of Stripe's endpoint limits applies to, as the index `jobs_dispatch` orders it."""
+
+    credential: str
+    stripe_account: str  #: '' is the key's own account.
+    reconciling: bool
+    kind: str
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Its row in `lanes`."""
+        return Endpoint(self.credential, self.stripe_account, RECONCILE if self.reconciling else self.kind)
+
+    @property
+    def account(self) -> Endpoint:
+        """The row of the whole credential."""
+        return Endpoint(self.credential, "", WHOLE_ACCOUNT)
+
+
+class Endpoint(NamedTuple):
+    """The key of a row in `lanes`."""
+
+    credential: str
+    stripe_account: str
+    kind: str
+
+
+LANE_COLUMNS = (jobs.c.credential, func.coalesce(jobs.c.stripe_account, ""), jobs.c.reconciling, jobs.c.kind)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A due job, in the order in which jobs leave."""
+
+    priority: int  #: With its age counted in.
+    due_at: datetime
+    job_id: str
+
+
+def lanes_with_work(transaction: Transaction) -> list[Lane]:
+    """The lanes in which something waits: one look into the index for each, however many jobs there are."""
+    first = select(*LANE_COLUMNS).where(is_waiting()).order_by(*LANE_COLUMNS).limit(1)
+    if transaction.dialect_name == "sqlite":
+        return _hop_by_hop(transaction, first)
+    names = ("credential", "stripe_account", "reconciling", "kind")
+    start = select(*(column.label(name) for column, name in zip(LANE_COLUMNS, names, strict=True)))
+    lane = start.where(is_waiting()).order_by(*LANE_COLUMNS).limit(1).cte("lane", recursive=True)
+    behind = first.where(tuple_(*LANE_COLUMNS) > tuple_(*lane.c))
+    following = lateral(behind, name="following")
+    lane = lane.union_all(select(*following.c).select_from(lane.join(following, true())))
+    return [Lane._make(row.values()) for row in transaction.rows(select(*lane.c))]
+
+
+def _hop_by_hop(transaction: Transaction, first: Any) -> list[Lane]:
+    found: list[Lane] = []
+    query = first
+    while row := transaction.row(query):
+        lane = Lane._make(row.values())
+        found.append(lane)
+        query = first.where(tuple_(*LANE_COLUMNS) > tuple_(*map(literal, lane)))
+    return found
+
+
+def next_jobs(transaction: Transaction, wanted: Mapping[Lane, int]) -> dict[Lane, list[Candidate]]:
+    """The due jobs of each lane, at most as many as wanted, in the order in which they leave."""
+    looks = [
+        _next_of(place, lane, priority, most)
+        for place, (lane, most) in enumerate(wanted.items())
+        for priority in Priority
+        if most > 0
+    ]
+    found: dict[Lane, list[Candidate]] = {lane: [] for lane in wanted}
+    if not looks:
+        return found
+    in_place = list(wanted)
+    for row in transaction.rows(union_all(*looks)):
+        priority = max(row["priority"] - row["aged"], Priority.URGENT)
+        found[in_place[row["place"]]].append(Candidate(priority, row["due_at"], row["id"]))
+    return {
+        lane: sorted(each, key=lambda job: (job.priority, job.due_at, job.job_id))[: wanted[lane]]
+        for lane, each in found.items()
+    }
+
+
+def _next_of(place: int, lane: Lane, priority: Priority, most: int) -> Any:
+    of_lane = and_(is_waiting(), *(column == value for column, value in zip(LANE_COLUMNS, lane, strict=True)))
+    look = (
+        select(
+            jobs.c.id,
+            jobs.c.due_at,
+            jobs.c.priority,
+            (jobs.c.due_at < now(-AGEING_SECONDS)).label("aged"),
+            literal(place).label("place"),
+        )
+        .where(of_lane, jobs.c.priority == priority.value, jobs.c.due_at <= now())
+        .order_by(jobs.c.due_at)
+        .limit(most)
+    )
+    # SQLite allows no ORDER BY within a UNION, but in a subquery of one.
+    return select(look.subquery())
+
+
+def in_flight(transaction: Transaction) -> dict[Lane, int]:
+    """How many jobs of each lane somebody holds a lease on."""
+    query = select(*LANE_COLUMNS, func.count()).where(is_in_flight()).group_by(*LANE_COLUMNS)
+    rows = (tuple(row.values()) for row in transaction.rows(query))
+    return {Lane(*lane): count for *lane, count in rows}
+
+
+class Allowance:
+    """The buckets of some endpoints, read and locked for the length of a transaction."""
+
+    def __init__(self, settings: Settings, present: datetime) -> None:
+        self._settings = settings
+        self._present = present
+        self.buckets: dict[Endpoint, Bucket] = {}
+        self.paused: set[Endpoint] = set()
+
+    def read(self, transaction: Transaction, wanted: Iterable[Endpoint]) -> None:
+        """Read the buckets as they stand now, making the rows that are not there yet."""
+        keys = list(dict.fromkeys(wanted))
+        columns = tuple_(lanes.c.credential, lanes.c.stripe_account, lanes.c.kind)
+        query = select(*lanes.c).where(columns.in_([tuple(key) for key in keys])).with_for_update()
+        for row in transaction.rows(query):
+            key = Endpoint(row["credential"], row["stripe_account"], row["kind"])
+            limit = self._limit(key)
+            elapsed = (self._present - row["refilled_at"]).total_seconds()
+            self.buckets[key] = Bucket(row["tokens"], limit, min(row["rate"], limit)).refilled(elapsed)
+            if row["paused_at"] is not None:
+                self.paused.add(key)
+        for key in keys:
+            if key not in self.buckets:
+                self.buckets[key] = Bucket.new(self._limit(key))
+                new = transaction.insert(lanes).values(**key._asdict(), tokens=1, rate=self.buckets[key].rate)
+                transaction.change(new.on_conflict_do_nothing())
+
+    def calls(self, lane: Lane) -> int:
+        """How many calls may leave a lane now."""
+        if {lane.endpoint, lane.account} & self.paused:
+            return 0
+        return min(self.buckets[lane.endpoint].calls, self.buckets[lane.account].calls)
+
+    def seconds_until_next(self, lane: Lane) -> float:
+        """How long until the next call may leave a lane."""
+        return max(self.buckets[key].seconds_until() for key in (lane.endpoint, lane.account))
+
+    def spend(self, lane: Lane) -> None:
+        """Hand out one call."""
+        for key in (lane.endpoint, lane.account):
+            self.buckets[key] = self.buckets[key].spent(1)
+
+    def slow(self, key: Endpoint) -> None:
+        """Give way to a limit that Stripe has shown."""
+        self.buckets[key] = self.buckets[key].slowed()
+
+    def keep(self, transaction: Transaction) -> None:
+        """Write the buckets down, for the next look or the next leader."""
+        for key, bucket in self.buckets.items():
+            of_key = and_(*(lanes.c[name] == value for name, value in key._asdict().items()))
+            values = {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": self._present}
+            transaction.change(update(lanes).where(of_key).values(**values))
+
+    def _limit(self, key: Endpoint) -> float:
+        match key.kind:
+            case Kind.CUSTOMER_CREATE.value:
+                return self._settings.rate_limit_create
+            case "*":  # WHOLE_ACCOUNT; a bare name would match anything
+                return self._account_limit(key.credential)
+            case _:
+                return self._settings.rate_limit_fetch
+
+    def _account_limit(self, credential: str) -> float:
+        if self._settings.rate_limit_account is not None:
+            return self._settings.rate_limit_account
+        known = credential in self._settings.stripe_api_keys
+        live = known and self._settings.is_live(credential)
+        return ACCOUNT_LIMIT_LIVE_PER_SECOND if live else ACCOUNT_LIMIT_TEST_PER_SECOND
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A limit that Stripe showed within the last second."""
+
+    lane: Lane
+    reason: str  #: Stripe-Rate-Limited-Reason, or '' where it was not said.
+
+    @property
+    def concerns_concurrency(self) -> bool:
+        """Whether too many calls were under way, rather than too many begun."""
+        return self.reason.endswith("-concurrency")
+
+    @property
+    def key(self) -> Endpoint:
+        """What has to slow down."""
+        return self.lane.account if self.reason.startswith("global-") else self.lane.endpoint
+
+
+def limited_lately(transaction: Transaction, seconds: float) -> Sequence[Limited]:
+    """The limits that the answers of the last moments show."""
+    limited = attempts.c.verdict == Verdict.RATE_LIMITED.value
+    reason = func.coalesce(func.max(attempts.c.rate_limited_reason), "")
+    query = (
+        select(*LANE_COLUMNS, func.count().label("answers"), func.count().filter(limited).label("limited"), reason)
+        .join(attempts, attempts.c.job_id == jobs.c.id)
+        .where(attempts.c.finished_at > now(-seconds), attempts.c.http_status.is_not(None))
+        .group_by(*LANE_COLUMNS)
+    )
+    rows = (tuple(row.values()) for row in transaction.rows(query))
+    return [Limited(Lane(*lane), reason) for *lane, answers, count, reason in rows if is_limiting(answers, count)]
