@@ -127,9 +127,9 @@ class Transaction:
         """The first value of the first row."""
         return next(iter(self.rows(statement)[0].values()))
 
-    def change(self, statement: Executable) -> int:
+    def change(self, statement: Executable, parameters: Any = None) -> int:
         """Execute a statement that returns nothing; how many rows it changed."""
-        return self._execute(statement).rowcount
+        return self._execute(statement, parameters).rowcount
 
     def savepoint(self) -> AbstractContextManager[object]:
         """A part of the transaction that is undone as a whole when an error leaves it."""

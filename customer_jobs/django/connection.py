@@ -56,8 +56,8 @@ class DjangoTransaction(Transaction):
             for row in found
         ]
 
-    def change(self, statement: Executable) -> int:
-        compiled = self._compile(statement, None)
+    def change(self, statement: Executable, parameters: Any = None) -> int:
+        compiled = self._compile(statement, parameters)
         with self._django.cursor() as cursor:
             cursor.execute(*self._bound(compiled))
             return int(cursor.rowcount)

@@ -6,10 +6,11 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
@@ -147,9 +148,14 @@ class Dispatch:
 
 def _survey(transaction: Transaction, holder: str) -> dict[str, Any]:
     """Whether `holder` leads, how many threads the live workers have, and what time it is."""
+    return transaction.rows(_survey_query(), {"holder": holder})[0]
+
+
+@cache
+def _survey_query() -> Select[Any]:
     alive = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
-    query = select(leads(holder).label("leads"), alive.scalar_subquery().label("slots"), now().label("present"))
-    return transaction.rows(query)[0]
+    is_leader = leads(bindparam("holder"))
+    return select(is_leader.label("leads"), alive.scalar_subquery().label("slots"), now().label("present"))
 
 
 def _in_turn(lanes: list[Lane], looks: int) -> list[Lane]:

@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, func, lateral, literal, select, true, tuple_, union_all, update
+from sqlalchemy import (
+    CompoundSelect,
+    Integer,
+    Select,
+    Update,
+    bindparam,
+    func,
+    lateral,
+    literal,
+    select,
+    true,
+    tuple_,
+    union_all,
+    update,
+)
 
 from customer_jobs.database import Transaction
 from customer_jobs.schema import attempts, is_in_flight, is_waiting, jobs, lanes
@@ -17,6 +32,7 @@ from worker.dispatcher.limits import Bucket, is_limiting
 from worker.settings import Settings
 
 AGEING_SECONDS = 15 * 60  #: A job due for longer counts one priority higher.
+LANES_AT_ONCE = 25  #: In one statement, four parts each.
 RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
 WHOLE_ACCOUNT = "*"  #: The `kind` of the row that stands for everything a credential does.
 #: Source: https://docs.stripe.com/rate-limits
@@ -65,51 +81,68 @@ class Candidate:
 
 def lanes_with_work(transaction: Transaction) -> list[Lane]:
     """The lanes in which something waits: one look into the index for each, however many jobs there are."""
-    first = select(*LANE_COLUMNS).where(is_waiting()).order_by(*LANE_COLUMNS).limit(1)
     if transaction.dialect_name == "sqlite":
-        return _hop_by_hop(transaction, first)
+        return _hop_by_hop(transaction)
+    return [Lane._make(row.values()) for row in transaction.rows(_lanes_query())]
+
+
+# The statements of a look are built once: building them anew took longer than executing them.
+@cache
+def _lanes_query() -> Select[Any]:
     names = ("credential", "stripe_account", "reconciling", "kind")
-    start = select(*(column.label(name) for column, name in zip(LANE_COLUMNS, names, strict=True)))
-    lane = start.where(is_waiting()).order_by(*LANE_COLUMNS).limit(1).cte("lane", recursive=True)
-    behind = first.where(tuple_(*LANE_COLUMNS) > tuple_(*lane.c))
+    first = select(*(column.label(name) for column, name in zip(LANE_COLUMNS, names, strict=True)))
+    lane = first.where(is_waiting()).order_by(*LANE_COLUMNS).limit(1).cte("lane", recursive=True)
+    behind = _first_lane().where(tuple_(*LANE_COLUMNS) > tuple_(*lane.c))
     following = lateral(behind, name="following")
-    lane = lane.union_all(select(*following.c).select_from(lane.join(following, true())))
-    return [Lane._make(row.values()) for row in transaction.rows(select(*lane.c))]
+    return select(*lane.union_all(select(*following.c).select_from(lane.join(following, true()))).c)
 
 
-def _hop_by_hop(transaction: Transaction, first: Any) -> list[Lane]:
+@cache
+def _first_lane() -> Select[Any]:
+    return select(*LANE_COLUMNS).where(is_waiting()).order_by(*LANE_COLUMNS).limit(1)
+
+
+def _hop_by_hop(transaction: Transaction) -> list[Lane]:
+    """The same on SQLite, which has no LATERAL."""
     found: list[Lane] = []
-    query = first
+    query = _first_lane()
     while row := transaction.row(query):
         lane = Lane._make(row.values())
         found.append(lane)
-        query = first.where(tuple_(*LANE_COLUMNS) > tuple_(*map(literal, lane)))
+        query = _first_lane().where(tuple_(*LANE_COLUMNS) > tuple_(*map(literal, lane)))
     return found
 
 
 def next_jobs(transaction: Transaction, wanted: Mapping[Lane, int]) -> dict[Lane, list[Candidate]]:
     """The due jobs of each lane, at most as many as wanted, in the order in which they leave."""
-    looks = [
-        _next_of(place, lane, priority, most)
-        for place, (lane, most) in enumerate(wanted.items())
-        for priority in Priority
-        if most > 0
-    ]
-    found: dict[Lane, list[Candidate]] = {lane: [] for lane in wanted}
-    if not looks:
-        return found
-    in_place = list(wanted)
-    for row in transaction.rows(union_all(*looks)):
-        priority = max(row["priority"] - row["aged"], Priority.URGENT)
-        found[in_place[row["place"]]].append(Candidate(priority, row["due_at"], row["id"]))
+    in_place = [lane for lane, most in wanted.items() if most > 0]
+    found: dict[Lane, list[Candidate]] = {lane: [] for lane in in_place}
+    for start in range(0, len(in_place), LANES_AT_ONCE):
+        some = in_place[start : start + LANES_AT_ONCE]
+        parameters = {
+            f"{name}_{place}": value
+            for place, lane in enumerate(some)
+            for name, value in {**lane._asdict(), "most": wanted[lane]}.items()
+        }
+        for row in transaction.rows(_next_query(len(some)), parameters):
+            priority = max(row["priority"] - row["aged"], Priority.URGENT)
+            found[some[row["place"]]].append(Candidate(priority, row["due_at"], row["id"]))
     return {
         lane: sorted(each, key=lambda job: (job.priority, job.due_at, job.job_id))[: wanted[lane]]
         for lane, each in found.items()
     }
 
 
-def _next_of(place: int, lane: Lane, priority: Priority, most: int) -> Any:
-    of_lane = and_(is_waiting(), *(column == value for column, value in zip(LANE_COLUMNS, lane, strict=True)))
+@cache
+def _next_query(lanes_count: int) -> CompoundSelect[Any]:
+    return union_all(*(_next_of(place, priority) for place in range(lanes_count) for priority in Priority))
+
+
+def _next_of(place: int, priority: Priority) -> Select[Any]:
+    of_lane = (
+        column == bindparam(f"{name}_{place}", type_=column.type)
+        for column, name in zip(LANE_COLUMNS, Lane._fields, strict=True)
+    )
     look = (
         select(
             jobs.c.id,
@@ -118,9 +151,9 @@ def _next_of(place: int, lane: Lane, priority: Priority, most: int) -> Any:
             (jobs.c.due_at < now(-AGEING_SECONDS)).label("aged"),
             literal(place).label("place"),
         )
-        .where(of_lane, jobs.c.priority == priority.value, jobs.c.due_at <= now())
+        .where(is_waiting(), *of_lane, jobs.c.priority == priority.value, jobs.c.due_at <= now())
         .order_by(jobs.c.due_at)
-        .limit(most)
+        .limit(bindparam(f"most_{place}", type_=Integer))
     )
     # SQLite allows no ORDER BY within a UNION, but in a subquery of one.
     return select(look.subquery())
@@ -128,9 +161,13 @@ def _next_of(place: int, lane: Lane, priority: Priority, most: int) -> Any:
 
 def in_flight(transaction: Transaction) -> dict[Lane, int]:
     """How many jobs of each lane somebody holds a lease on."""
-    query = select(*LANE_COLUMNS, func.count()).where(is_in_flight()).group_by(*LANE_COLUMNS)
-    rows = (tuple(row.values()) for row in transaction.rows(query))
+    rows = (tuple(row.values()) for row in transaction.rows(_in_flight_query()))
     return {Lane(*lane): count for *lane, count in rows}
+
+
+@cache
+def _in_flight_query() -> Select[Any]:
+    return select(*LANE_COLUMNS, func.count()).where(is_in_flight()).group_by(*LANE_COLUMNS)
 
 
 class Allowance:
@@ -145,9 +182,7 @@ class Allowance:
     def read(self, transaction: Transaction, wanted: Iterable[Endpoint]) -> None:
         """Read the buckets as they stand now, making the rows that are not there yet."""
         keys = list(dict.fromkeys(wanted))
-        columns = tuple_(lanes.c.credential, lanes.c.stripe_account, lanes.c.kind)
-        query = select(*lanes.c).where(columns.in_([tuple(key) for key in keys])).with_for_update()
-        for row in transaction.rows(query):
+        for row in transaction.rows(_buckets_query(), {"keys": [tuple(key) for key in keys]}):
             key = Endpoint(row["credential"], row["stripe_account"], row["kind"])
             limit = self._limit(key)
             elapsed = (self._present - row["refilled_at"]).total_seconds()
@@ -181,10 +216,13 @@ class Allowance:
 
     def keep(self, transaction: Transaction) -> None:
         """Write the buckets down, for the next look or the next leader."""
-        for key, bucket in self.buckets.items():
-            of_key = and_(*(lanes.c[name] == value for name, value in key._asdict().items()))
-            values = {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": self._present}
-            transaction.change(update(lanes).where(of_key).values(**values))
+        written = [
+            {"of_credential": key.credential, "of_account": key.stripe_account, "of_kind": key.kind}
+            | {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": self._present}
+            for key, bucket in self.buckets.items()
+        ]
+        if written:
+            transaction.change(_keep_statement(), written)
 
     def _limit(self, key: Endpoint) -> float:
         match key.kind:
@@ -201,6 +239,25 @@ class Allowance:
         known = credential in self._settings.stripe_api_keys
         live = known and self._settings.is_live(credential)
         return ACCOUNT_LIMIT_LIVE_PER_SECOND if live else ACCOUNT_LIMIT_TEST_PER_SECOND
+
+
+@cache
+def _buckets_query() -> Select[Any]:
+    key = tuple_(lanes.c.credential, lanes.c.stripe_account, lanes.c.kind)
+    return select(*lanes.c).where(key.in_(bindparam("keys", expanding=True))).with_for_update()
+
+
+@cache
+def _keep_statement() -> Update:
+    return (
+        update(lanes)
+        .where(
+            lanes.c.credential == bindparam("of_credential"),
+            lanes.c.stripe_account == bindparam("of_account"),
+            lanes.c.kind == bindparam("of_kind"),
+        )
+        .values({name: bindparam(name) for name in ("tokens", "rate", "refilled_at")})
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, exists, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, exists, or_, select, update
 
 from customer_jobs.database import Transaction
 from customer_jobs.schema import leases
@@ -33,7 +33,7 @@ def give_up_lead(transaction: Transaction, holder: str) -> None:
     )
 
 
-def leads(holder: str) -> ColumnElement[bool]:
+def leads(holder: str | BindParameter[str]) -> ColumnElement[bool]:
     """Whether `holder` leads at this moment, as a condition of a statement."""
     # Without a lock on the row: a leader that is stopped in a transaction must not keep another from taking over.
     return exists().where(leases.c.name == LEASE, leases.c.holder == holder, leases.c.expires_at > now())
