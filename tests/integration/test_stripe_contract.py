@@ -4,8 +4,6 @@ A scenario that localstripe does not support is named in `BEYOND_LOCALSTRIPE` wi
 same and must fail, so that the day localstripe learns it does not pass unnoticed.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,20 +11,9 @@ import pytest
 import stripe
 
 from customer_jobs.sandbox import Sandbox
+from tests.localstripe import localstripe
 
 stripe.enable_telemetry = False
-
-#: localstripe's own command listens on every interface and keeps its objects in a file of fixed name; this one
-#: listens on loopback, on a port of the kernel's choice, and keeps them in memory.
-LOCALSTRIPE = """
-import socket
-from aiohttp import web
-from localstripe import resources, server
-resources.Store.dump_to_disk = lambda self: None
-listening = socket.create_server(("127.0.0.1", 0))
-print(listening.getsockname()[1], flush=True)
-web.run_app(server.app, sock=listening, print=None, access_log=None)
-"""
 
 #: Scenario: why localstripe cannot do it.
 BEYOND_LOCALSTRIPE = {
@@ -51,12 +38,8 @@ BEYOND_LOCALSTRIPE = {
 
 @pytest.fixture(scope="module")
 def localstripe_url() -> Iterator[str]:
-    with subprocess.Popen([sys.executable, "-c", LOCALSTRIPE], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.terminate()
+    with localstripe() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
