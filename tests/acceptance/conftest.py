@@ -33,7 +33,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with (
         _fresh_database(request, request.param, directory) as database_url,
         servers.start_redis(directory) as redis,
-        running(directory, database_url, redis) as stack,
+        running(directory, database_url, redis.url) as stack,
     ):
         stack.start_worker()
         yield stack
@@ -49,5 +49,5 @@ def redis(tmp_path: Path) -> Iterator[servers.Server]:
 @pytest.fixture
 def own_stack(tmp_path: Path, database_url: str, redis: servers.Server) -> Iterator[Stack]:
     """A stack without a worker, for tests that kill something."""
-    with running(tmp_path, database_url, redis) as stack:
+    with running(tmp_path, database_url, redis.url) as stack:
         yield stack

@@ -22,7 +22,6 @@ from customer_jobs.events import DEFAULT_STREAM
 from customer_jobs.sandbox import Request, Sandbox
 from customer_jobs.schema import events, leases, workers
 from customer_jobs.sql import now
-from tests.servers import Server
 
 CHECKOUT = Path(__file__).parents[2]
 CELERY = [sys.executable, "-m", "celery", "-A", "worker.app"]
@@ -46,6 +45,11 @@ def unique(name: str) -> str:
 
 def email() -> str:
     return f"{unique('jenny')}@example.com"
+
+
+def wait_for_line(program: Program, words: str) -> None:
+    """Return once the program has logged these words."""
+    wait_until(lambda: words in program.log.read_text(), READY_SECONDS, f"{words!r} is logged", program=program)
 
 
 class Consumer:
@@ -99,7 +103,7 @@ class Stack:
     """One of each, and as many workers as a test starts; leaving its `with` block stops the workers."""
 
     def __init__(
-        self, directory: Path, database_url: str, redis_url: str, stripe_url: str, sandbox: Sandbox | None
+        self, directory: Path, database_url: str, redis_url: str, stripe_url: str, sandbox: Sandbox | None = None
     ) -> None:
         self.directory = directory
         self.database_url = database_url
@@ -135,7 +139,13 @@ class Stack:
         }
 
     def start_worker(self, name: str = "one", **settings: str) -> Program:
-        """A worker that has signed on, under a name of its own, and will consume messages in a moment."""
+        """A worker that consumes messages, under a name of its own."""
+        worker = self.launch_worker(name, **settings)
+        wait_for_line(worker, f"{name}@test ready")
+        return worker
+
+    def launch_worker(self, name: str = "one", **settings: str) -> Program:
+        """A worker as it begins to start."""
         worker = start(
             f"worker {name}",
             [*CELERY, "worker", "-n", f"{name}@test"],
@@ -144,8 +154,6 @@ class Stack:
             cwd=CHECKOUT,
         )
         self._workers.append(worker)
-        ready = f"{name}@test ready"
-        wait_until(lambda: ready in worker.log.read_text(), READY_SECONDS, "the worker is ready", program=worker)
         return worker
 
     def wait_for_end(self, job: Job, timeout_seconds: float = SOON_SECONDS) -> Job:
@@ -191,14 +199,10 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(directory: Path, database_url: str, redis: Server | str) -> Iterator[Stack]:
+def running(directory: Path, database_url: str, redis_url: str) -> Iterator[Stack]:
     """A stack with the sandbox and no worker yet."""
-    url = redis if isinstance(redis, str) else redis.url
-    with Sandbox() as sandbox, Stack(directory, database_url, url, sandbox.url, sandbox) as stack:
-        try:
-            yield stack
-        finally:
-            sandbox.release()
+    with Sandbox() as sandbox, Stack(directory, database_url, redis_url, sandbox.url, sandbox) as stack:
+        yield stack
 
 
 def is_of(request: Request, job: Job) -> bool:

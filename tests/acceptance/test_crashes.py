@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
+
 from customer_jobs import Job
 from customer_jobs.embedded import wait_until
 from tests.acceptance.stack import READY_SECONDS, Stack, email, unique
@@ -77,6 +79,7 @@ def test_a_worker_told_to_stop_finishes_its_jobs_and_gives_up_the_lead(own_stack
     assert "Traceback" not in worker.log.read_text()
 
 
+@pytest.mark.parametrize("database", ["postgresql"])
 def test_a_second_worker_takes_over_at_once_from_one_told_to_stop(own_stack: Stack) -> None:
     stack = own_stack
     leader = stack.start_worker("leader")
@@ -93,6 +96,7 @@ def test_a_second_worker_takes_over_at_once_from_one_told_to_stop(own_stack: Sta
     assert job.attempts[0].worker == "heir@test"
 
 
+@pytest.mark.parametrize("database", ["sqlite"])
 def test_a_redis_that_forgets_everything_loses_no_job_and_no_event(own_stack: Stack, redis: Server) -> None:
     stack = own_stack
     # Nothing leaves the sandbox, so that no event is on the stream that is about to be lost; the last jobs are

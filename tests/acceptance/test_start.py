@@ -1,0 +1,148 @@
+"""How a worker starts, or says in one line why it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from functools import partial
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from customer_jobs import Job
+from customer_jobs.embedded import free_port, start, wait_until
+from tests import servers
+from tests.acceptance.stack import (
+    CELERY,
+    CHECKOUT,
+    READY_SECONDS,
+    STRIPE_API_KEY,
+    Stack,
+    email,
+    environment,
+    running,
+    wait_for_line,
+)
+from tests.proxy import Proxy
+
+GOOD = {
+    "DATABASE_URL": "sqlite:///nowhere.sqlite3",
+    "REDIS_URL": "redis://127.0.0.1:1/0",
+    "STRIPE_API_KEY": "sk_test_sandbox",
+}
+
+
+def refusal(settings: dict[str, str]) -> str:
+    """The one line with which a worker refuses to start."""
+    ended = subprocess.run(
+        [*CELERY, "worker"],
+        env=environment(settings),
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=READY_SECONDS,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Traceback" not in ended.stderr
+    # As root Celery warns of that as well.
+    (line,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
+    return line
+
+
+def test_missing_settings_are_all_named_with_how_to_set_them() -> None:
+    line = refusal({})
+
+    assert "DATABASE_URL is not set; for example: export DATABASE_URL=postgresql://" in line
+    assert "REDIS_URL is not set; for example: export REDIS_URL=redis://" in line
+    assert "STRIPE_API_KEY is not set; for example: export STRIPE_API_KEY=sk_test_" in line
+
+
+def test_malformed_settings_are_all_named_and_not_repeated() -> None:
+    settings = {"DATABASE_URL": "mysql://me:hunter2@x/y", "REDIS_URL": "http://:hunter2@x", "STRIPE_API_KEY": "hunter2"}
+
+    line = refusal(settings | {"RATE_LIMIT_CREATE": "-1"})
+
+    for name in (*settings, "RATE_LIMIT_CREATE"):
+        assert name in line
+    assert "hunter2" not in line
+
+
+def test_a_live_key_needs_to_be_allowed() -> None:
+    line = refusal(GOOD | {"STRIPE_API_KEY": "sk_live_hunter2"})
+
+    assert "STRIPE_API_KEY is a live key; to use it: export ALLOW_LIVE_MODE=true" in line
+    assert "hunter2" not in line
+
+
+def test_a_database_that_is_not_migrated_is_refused_with_the_remedy(empty_database_url: str) -> None:
+    line = refusal(GOOD | {"DATABASE_URL": empty_database_url})
+
+    assert "customer-jobs migrate" in line
+
+
+def test_a_worker_waits_for_its_database_and_its_redis(
+    tmp_path: Path, postgres_database_url: str, redis: servers.Server
+) -> None:
+    with (
+        Proxy.before(postgres_database_url) as to_database,
+        Proxy.before(redis.url) as to_redis,
+        running(tmp_path, postgres_database_url, redis.url) as stack,
+    ):
+        to_database.refuse()
+        to_redis.refuse()
+        job = stack.jobs.create_customer({"email": email()})
+        worker = stack.launch_worker(
+            DATABASE_URL=to_database.through(postgres_database_url), REDIS_URL=to_redis.through(redis.url)
+        )
+
+        wait_for_line(worker, "waiting for the database")
+        to_database.accept()
+        wait_for_line(worker, "Cannot connect to redis")
+        to_redis.accept()
+
+        assert stack.wait_for_end(job, READY_SECONDS).state == "succeeded"
+
+
+@pytest.mark.parametrize("stack", ["sqlite"], indirect=True)
+def test_flower_shows_jobs_by_their_ids_alone(stack: Stack, tmp_path: Path) -> None:
+    port = free_port()
+    command = [*CELERY, "flower", "--address=127.0.0.1", f"--port={port}"]
+    settings = stack.settings | {"FLOWER_UNAUTHENTICATED_API": "true"}
+    address = email()
+
+    def page(path: str) -> str:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return page("/healthcheck") == "OK"
+        return False
+
+    def shows(job: Job) -> bool:
+        return json.loads(page("/api/tasks")).get(job.id, {}).get("state") in {"SUCCESS", "FAILURE"}
+
+    with start("flower", command, log=tmp_path / "flower.log", env=environment(settings), cwd=CHECKOUT) as flower:
+        wait_until(answers, READY_SECONDS, "Flower answers", program=flower)
+        # Flower knows what it has heard, and it listens a moment after it answers.
+        wait_until(
+            lambda: shows(stack.wait_for_end(stack.jobs.create_customer({"email": email()}))),
+            READY_SECONDS,
+            "Flower listens",
+            program=flower,
+        )
+        made = stack.wait_for_end(stack.jobs.create_customer({"email": address, "name": "Jenny Rosen"}))
+        refused = stack.wait_for_end(stack.jobs.create_customer({"email": f"{address} at home"}))
+        for job in (made, refused):
+            wait_until(partial(shows, job), READY_SECONDS, "Flower shows the job", program=flower)
+        tasks = json.loads(page("/api/tasks"))
+        pages = page("/tasks") + page(f"/task/{made.id}") + page(f"/task/{refused.id}") + str(tasks)
+
+    assert (tasks[made.id]["state"], tasks[refused.id]["state"]) == ("SUCCESS", "FAILURE")
+    for job in (made, refused):
+        assert tasks[job.id]["name"] == "customer.create"
+        assert (tasks[job.id]["args"], tasks[job.id]["kwargs"]) == (f"('{job.id}',)", "{}")
+    for secret in (address, "Jenny Rosen", STRIPE_API_KEY):
+        assert secret not in pages
