@@ -46,7 +46,10 @@ def add_job(engine: Engine, **columns: Any) -> str:
         if state == State.SUCCEEDED:
             values = {"outcome": Outcome.CREATED} | values
     with writing(engine) as transaction:
-        return str(transaction.value(insert(jobs).values(values).returning(jobs.c.id)))
+        job_id = str(transaction.value(insert(jobs).values(values).returning(jobs.c.id)))
+        if state == State.RUNNING:
+            transaction.change(insert(attempts).values(job_id=job_id, number=1))
+    return job_id
 
 
 def add_fetch(engine: Engine, **columns: Any) -> str:
