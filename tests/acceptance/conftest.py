@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,3 +51,14 @@ def own_stack(tmp_path: Path, database_url: str, redis: servers.Server) -> Itera
     """A stack without a worker, for tests that kill something."""
     with running(tmp_path, database_url, redis.url) as stack:
         yield stack
+
+
+@pytest.fixture
+def stacks(tmp_path: Path, sqlite_url: str, postgres_database_url: str) -> Iterator[list[Stack]]:
+    """A stack without a worker on either kind of database, for what takes too long to be done one after another."""
+    with ExitStack() as open_ones:
+        made = []
+        for name, url in {"sqlite": sqlite_url, "postgresql": postgres_database_url}.items():
+            redis = open_ones.enter_context(servers.start_redis(tmp_path / name))
+            made.append(open_ones.enter_context(running(tmp_path / name, url, redis.url)))
+        yield made

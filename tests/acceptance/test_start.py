@@ -59,19 +59,10 @@ def test_missing_settings_are_all_named_with_how_to_set_them() -> None:
     assert "STRIPE_API_KEY is not set; for example: export STRIPE_API_KEY=sk_test_" in line
 
 
-def test_malformed_settings_are_all_named_and_not_repeated() -> None:
-    settings = {"DATABASE_URL": "mysql://me:hunter2@x/y", "REDIS_URL": "http://:hunter2@x", "STRIPE_API_KEY": "hunter2"}
+def test_wrong_settings_are_all_named_and_not_repeated() -> None:
+    line = refusal(GOOD | {"REDIS_URL": "http://:hunter2@x", "STRIPE_API_KEY": "sk_live_hunter2"})
 
-    line = refusal(settings | {"RATE_LIMIT_CREATE": "-1"})
-
-    for name in (*settings, "RATE_LIMIT_CREATE"):
-        assert name in line
-    assert "hunter2" not in line
-
-
-def test_a_live_key_needs_to_be_allowed() -> None:
-    line = refusal(GOOD | {"STRIPE_API_KEY": "sk_live_hunter2"})
-
+    assert "REDIS_URL" in line
     assert "STRIPE_API_KEY is a live key; to use it: export ALLOW_LIVE_MODE=true" in line
     assert "hunter2" not in line
 
