@@ -90,10 +90,11 @@ class Dispatch:
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.account)])
         self._adapt(transaction, allowance, flying, survey["present"])
         wanted = {lane: min(allowance.calls(lane), room, self._ceiling_room(lane, flying)) for lane in known}
+        found = next_jobs(transaction, wanted)
         order = [
             (job.priority, rank, place, job.job_id, lane)
-            for place, (lane, found) in enumerate(next_jobs(transaction, wanted).items())
-            for rank, job in enumerate(found)
+            for place, (lane, candidates) in enumerate(found.items())
+            for rank, job in enumerate(candidates)
         ]
         chosen: dict[str, Lane] = {}
         for *_, job_id, lane in sorted(order):
@@ -108,7 +109,13 @@ class Dispatch:
         )
         allowance.keep(transaction)
         taken = {job["id"]: job for job in marked}
-        again = min((allowance.seconds_until_next(lane) for lane in known), default=None)
+        left = {lane for *_, job_id, lane in order if job_id not in chosen}
+        # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
+        # its later jobs, or one that waits an hour for its retry would keep the dispatcher spinning.
+        limited = [lane for lane in known if lane in left or len(found.get(lane, ())) == wanted[lane]]
+        pauses = [allowance.seconds_until_next(lane) for lane in limited]
+        # None where a call might leave at once: what it waits for is a thread, a lock or a person.
+        again = min((seconds for seconds in pauses if seconds > 0), default=None)
         return [taken[job_id] for job_id in chosen if job_id in taken], again
 
     def _adapt(

@@ -178,6 +178,7 @@ class Allowance:
         self._present = present
         self.buckets: dict[Endpoint, Bucket] = {}
         self.paused: set[Endpoint] = set()
+        self._changed: set[Endpoint] = set()
 
     def read(self, transaction: Transaction, wanted: Iterable[Endpoint]) -> None:
         """Read the buckets as they stand now, making the rows that are not there yet."""
@@ -209,17 +210,23 @@ class Allowance:
         """Hand out one call."""
         for key in (lane.endpoint, lane.account):
             self.buckets[key] = self.buckets[key].spent(1)
+            self._changed.add(key)
 
     def slow(self, key: Endpoint) -> None:
         """Give way to a limit that Stripe has shown."""
         self.buckets[key] = self.buckets[key].slowed()
+        self._changed.add(key)
 
     def keep(self, transaction: Transaction) -> None:
-        """Write the buckets down, for the next look or the next leader."""
+        """Write down what time alone does not bring back, for the next look or the next leader.
+
+        A look that changed nothing writes nothing: on SQLite every write calls for another look.
+        """
         written = [
             {"of_credential": key.credential, "of_account": key.stripe_account, "of_kind": key.kind}
             | {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": self._present}
-            for key, bucket in self.buckets.items()
+            for key in self._changed
+            for bucket in [self.buckets[key]]
         ]
         if written:
             transaction.change(_keep_statement(), written)

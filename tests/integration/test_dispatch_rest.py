@@ -1,0 +1,75 @@
+"""The dispatcher rests when nothing may leave: it neither spins nor writes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from customer_jobs.schema import lanes
+from tests.builders import add_fetch, add_job, add_worker, age, lead, rows
+from worker.dispatcher.dispatch import Dispatch
+from worker.settings import Settings
+
+TOMORROW = datetime.now(UTC) + timedelta(days=1)
+
+
+@pytest.fixture
+def dispatch(engine: Engine) -> Dispatch:
+    """A dispatcher that leads, with sixteen free threads."""
+    add_worker(engine, slots=16)
+    settings = Settings.model_validate(
+        {
+            "database_url": "sqlite:///unused.sqlite3",
+            "redis_url": "redis://unused",
+            "stripe_api_keys": {"default": "sk_test_shop"},
+            "rate_limit_account": 50,
+        }
+    )
+    return Dispatch(engine, settings, lambda _kind, _job_id: None, holder=lead(engine))
+
+
+def test_a_job_that_is_due_later_lets_the_dispatcher_rest(engine: Engine, dispatch: Dispatch) -> None:
+    add_job(engine, due_at=TOMORROW)
+    dispatch.run_once()
+    age(engine, 60, lanes)  # The buckets are full by now.
+    before = rows(engine, lanes)
+
+    look = dispatch.run_once()
+
+    assert (look.dispatched, look.again_in_seconds) == (0, None)
+    assert rows(engine, lanes) == before
+
+
+def test_a_job_beyond_the_limit_is_looked_at_when_the_limit_lets_it(engine: Engine, dispatch: Dispatch) -> None:
+    for _ in range(3):
+        add_job(engine)
+
+    look = dispatch.run_once()
+
+    assert look.dispatched == 1  # A new bucket holds one call.
+    assert look.again_in_seconds == pytest.approx(1 / 25, rel=0.1)
+
+
+def test_a_job_that_another_lane_took_the_accounts_call_from_is_looked_at_in_time(
+    engine: Engine, dispatch: Dispatch
+) -> None:
+    add_job(engine)
+    add_fetch(engine)
+
+    look = dispatch.run_once()
+
+    assert look.dispatched == 1  # They share the account's one call.
+    assert look.again_in_seconds is not None
+    assert 0 < look.again_in_seconds < 0.1
+
+
+def test_the_last_due_job_lets_the_dispatcher_rest(engine: Engine, dispatch: Dispatch) -> None:
+    add_job(engine, due_at=TOMORROW)
+    dispatch.run_once()
+    age(engine, 60, lanes)
+    add_job(engine)
+
+    assert dispatch.run_once().dispatched == 1
+    assert dispatch.run_once().again_in_seconds is None
