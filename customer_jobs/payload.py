@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -110,6 +111,12 @@ def check_payload(kind: Any, payload: Any) -> dict[str, Any]:
             )
         case _:
             raise InvalidJob("kind", f"unknown kind {_shown(kind)}; known are {', '.join(Kind)}")
+
+
+def payload_digest(checked: Any) -> str:
+    """SHA-256 of a payload, the same for the same parameters in any order."""
+    canonical = json.dumps(checked, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def check_context(context: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -287,7 +285,9 @@ class CustomerJobs:
         if not found:
             # It was released between the two statements: the way is free now.
             return self._insert(transaction, [row])[0]
-        if body_digest(row["payload"]) != (found[0]["body_digest"] or body_digest(found[0]["payload"])):
+        if payload.payload_digest(row["payload"]) != (
+            found[0]["body_digest"] or payload.payload_digest(found[0]["payload"])
+        ):
             raise ConflictError(job_from_row(found[0]))
         return job_from_row(found[0])
 
@@ -300,7 +300,9 @@ class CustomerJobs:
         same = ("credential", "stripe_account", "payload", "context", "external_id")
         for found in transaction.rows(waiting.order_by(jobs.c.due_at).limit(20)):
             # Compared as JSON: to Python, 1 and true are equal.
-            if body_digest([found[name] for name in same]) == body_digest([row.get(name) for name in same]):
+            if payload.payload_digest([found[name] for name in same]) == payload.payload_digest(
+                [row.get(name) for name in same]
+            ):
                 return self._hurry(transaction, found, row)
         return None
 
@@ -340,12 +342,6 @@ class CustomerJobs:
                 f"session must be a SQLAlchemy Session or Connection, not {type(session).__name__}; "
                 "with an AsyncSession: await session.run_sync(lambda s: jobs.create_customer(body, session=s))"
             )
-
-
-def body_digest(checked_payload: Any) -> str:
-    """SHA-256 of a payload, the same for the same parameters in any order."""
-    canonical = json.dumps(checked_payload, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _create_row(body: Any, **options: Any) -> Row:

@@ -190,7 +190,7 @@ _index(
     "jobs_finished",
     jobs.c.finished_at,
     query="prune: the oldest final jobs",
-    where="finished_at IS NOT NULL",
+    where="finished_at IS NOT NULL AND body_digest IS NULL",
 )
 _index(
     "jobs_created",

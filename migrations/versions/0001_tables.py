@@ -184,7 +184,13 @@ def create_jobs(schema: str | None, now: sa.TextClause, new_id: sa.TextClause) -
     )
     op.create_index("jobs_retry_of", "jobs", ["retry_of"], unique=True, schema=schema, **where("retry_of IS NOT NULL"))
     op.create_index("jobs_customer", "jobs", ["customer_id"], schema=schema, **where("customer_id IS NOT NULL"))
-    op.create_index("jobs_finished", "jobs", ["finished_at"], schema=schema, **where("finished_at IS NOT NULL"))
+    op.create_index(
+        "jobs_finished",
+        "jobs",
+        ["finished_at"],
+        schema=schema,
+        **where("finished_at IS NOT NULL AND body_digest IS NULL"),
+    )
     op.create_index("jobs_created", "jobs", ["created_at", "id"], schema=schema)
 
 

@@ -15,6 +15,7 @@ from customer_jobs.lifecycle import Claim
 from worker.dispatcher import upkeep
 from worker.dispatcher.dispatch import Dispatch, Publish
 from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, take_lead
+from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay, connect
 from worker.dispatcher.wakeup import Wakeup, listen
 from worker.settings import Settings
@@ -22,6 +23,8 @@ from worker.settings import Settings
 CLOCK_SECONDS = 0.5  #: Nothing waits longer than this for a wake-up that got lost.
 LIFE_EVERY_SECONDS = 2  #: Signs of life; a worker counts as silent after ten seconds.
 RESCUE_EVERY_SECONDS = 1  #: A lease that ran out is noticed within a second.
+PRUNE_EVERY_SECONDS = 60  #: Nothing is in a hurry to be forgotten.
+PRUNE_PAUSE_SECONDS = 0.2  #: Between two batches, so that pruning leaves room for work.
 PAUSE_AFTER_ERROR_SECONDS = 1.0  #: Before a loop goes on that failed.
 STOP_SECONDS = 5  #: What a loop may take to end; after that the process ends without it.
 
@@ -54,6 +57,7 @@ class Dispatcher:
         self._dispatch = Dispatch(engine, settings, publish, holder=self._holder)
         redis = connect(settings.redis_url.get_secret_value())
         self._relay = Relay(engine, redis, settings.event_stream, holder=self._holder)
+        self._prune = Prune(engine, redis, settings.event_stream, settings.retention_days, holder=self._holder)
         self._threads: list[threading.Thread] = []
 
     def wake(self) -> None:
@@ -69,6 +73,7 @@ class Dispatcher:
         self._run_loop("dispatch", self._dispatch_once, needs_lead=True)
         self._run_loop("relay", self._relay_once, needs_lead=True)
         self._run_loop("rescue", self._rescue_once, needs_lead=True)
+        self._run_loop("prune", self._prune_once, needs_lead=True)
         self._run_loop("life", self._life_once)
 
     def stop(self) -> None:
@@ -120,6 +125,13 @@ class Dispatcher:
         if upkeep.rescue(self._engine, self._holder, self._abandon):
             self.wake()
         self._stopped.wait(RESCUE_EVERY_SECONDS)
+
+    def _prune_once(self, bell: threading.Event) -> None:  # noqa: ARG002 - the clock alone decides
+        if self._prune.run_once():
+            self._stopped.wait(PRUNE_PAUSE_SECONDS)
+            return
+        self._prune.trim_stream()
+        self._stopped.wait(PRUNE_EVERY_SECONDS)
 
     def _life_once(self, bell: threading.Event) -> None:  # noqa: ARG002 - the clock alone decides
         upkeep.show_life(self._engine, self._worker, self._slots)
