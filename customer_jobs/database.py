@@ -66,13 +66,16 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
     """
     url = parse_url(url)
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "isolation_level": None})
+        engine = create_engine(
+            url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "isolation_level": None}
+        )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_immediately)
     else:
         try:
             engine = create_engine(
                 url,
+                hide_parameters=True,  # An error must not carry a customer's data into a log.
                 pool_size=pool_size,
                 max_overflow=pool_size,
                 pool_pre_ping=True,

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import structlog
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Ignore, Retry
 
@@ -14,13 +15,15 @@ from customer_jobs.errors import CustomerJobsError, InvalidSetting
 from customer_jobs.vocabulary import Kind, State
 from worker import process
 from worker.dispatcher import Dispatcher
-from worker.logs import configure_logging
+from worker.logs import configure_logging, frames
 from worker.record import Recorded
 from worker.retry import RetryPolicy
 from worker.runner import Call
 from worker.settings import settings
 
 QUEUE = "customer-jobs"  #: Never the default queue of an app that shares the Redis.
+
+log = structlog.get_logger(__name__)
 
 #: What to write instead of a message of one's own to customer.create or customer.fetch.
 ENQUEUE_INSTEAD = (
@@ -91,7 +94,11 @@ def task(kind: Kind, *, retry: RetryPolicy) -> Callable[[Call], Task]:
         @app.task(bind=True, name=kind.value, throws=(TaskFailed,), __doc__=call.__doc__)
         def make_attempt(self: Task, *args: Any, **kwargs: Any) -> str:
             job_id = _only_a_job_id(args, kwargs)
-            recorded = process.runner().attempt(job_id, call, retry, worker=self.request.hostname or "unknown")
+            try:
+                recorded = process.runner().attempt(job_id, call, retry, worker=self.request.hostname or "unknown")
+            except Exception as error:  # noqa: BLE001 - the lease runs out and the job is tried again
+                log.error("attempt broke off", job_id=job_id, error=type(error).__name__, frames=frames(error))
+                raise TaskFailed(f"{type(error).__name__}: the worker's log says where") from None
             return _shown_in_celery(recorded)
 
         return make_attempt

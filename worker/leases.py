@@ -54,6 +54,5 @@ class LeaseKeeper:
             try:
                 with writing(self._engine) as transaction:
                     lifecycle.extend(transaction, held, longest_seconds=LONGEST_SECONDS)
-            except Exception:
-                # The next round comes in time: a lease outlives two of them.
-                log.warning("leases not extended", held=len(held), exc_info=True)
+            except Exception as error:  # noqa: BLE001 - the next round comes in time: a lease outlives two of them
+                log.warning("leases not extended", held=len(held), error=type(error).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 
 import structlog
 
@@ -12,6 +13,16 @@ _TALKATIVE = ("stripe", "urllib3", "requests", "kombu", "amqp", "sqlalchemy", "r
 
 #: Celery's own lines on each task; ours say more. At DEBUG they show the arguments of messages.
 _REPEATING = ("celery.app.trace", "celery.worker.strategy", "celery.pool", "celery.concurrency")
+
+
+def frames(error: BaseException) -> str:
+    """Where an error came from, without its message: a database's words may quote the row."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return "".join(
+        f"{type(each).__name__}:\n{''.join(traceback.format_tb(each.__traceback__))}" for each in reversed(causes)
+    )
 
 
 def configure_logging(level: str) -> None:

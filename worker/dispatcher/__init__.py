@@ -18,6 +18,7 @@ from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, gi
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay, connect
 from worker.dispatcher.wakeup import Wakeup, listen
+from worker.logs import frames
 from worker.settings import Settings
 
 CLOCK_SECONDS = 0.5  #: Nothing waits longer than this for a wake-up that got lost.
@@ -84,8 +85,8 @@ class Dispatcher:
             thread.join(STOP_SECONDS)
         try:
             upkeep.say_goodbye(self._engine, self._worker)
-        except Exception:
-            log.warning("not signed off", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - it counts as silent ten seconds later
+            log.warning("not signed off", error=type(error).__name__)
 
     def close(self) -> None:
         """Publish what the last jobs left and give up the lead."""
@@ -98,9 +99,8 @@ class Dispatcher:
                 pass
             with writing(self._engine) as transaction:
                 give_up_lead(transaction, self._holder)
-        except Exception:
-            # Whoever leads next publishes them.
-            log.warning("events not published at the end", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - whoever leads next publishes them
+            log.warning("events not published at the end", error=type(error).__name__)
 
     def _lead_once(self, bell: threading.Event) -> None:
         with writing(self._engine) as transaction:
@@ -149,8 +149,8 @@ class Dispatcher:
                 bell.clear()
                 try:
                     once(bell)
-                except Exception as error:
-                    log.warning("failed, goes on", loop=name, error=type(error).__name__, exc_info=True)
+                except Exception as error:  # noqa: BLE001 - the outermost loop: it goes on whatever happens
+                    log.warning("failed, goes on", loop=name, error=type(error).__name__, frames=frames(error))
                     self._stopped.wait(PAUSE_AFTER_ERROR_SECONDS)
 
         self._run(name, run)

@@ -6,7 +6,7 @@ import redis
 import structlog
 from sqlalchemy import Engine, select, update
 
-from customer_jobs.database import writing
+from customer_jobs.database import reading, writing
 from customer_jobs.events import stream_entry
 from customer_jobs.schema import events
 from customer_jobs.sql import now
@@ -41,7 +41,7 @@ class Relay:
 
     def run_once(self) -> int:
         """Publish the oldest unpublished events; how many. Raises RedisError when they could not be."""
-        with writing(self._engine) as transaction:
+        with reading(self._engine) as transaction:
             if not still_leads(transaction, self._holder):
                 return 0
             oldest = select(*events.c).where(events.c.published_at.is_(None)).order_by(events.c.seq).limit(BATCH_SIZE)
