@@ -70,6 +70,7 @@ def _run(directory: Path, ending: Ending, *, with_sandbox: bool) -> Exit:
             story = Story(stage, ending)
             story.tell(with_sandbox=with_sandbox)
         began = time.monotonic()
+    shutil.rmtree(directory)
     _print(f"Everything has been stopped ({show.span(time.monotonic() - began)}) and removed.", "dim")
     _print("")
     if story.surprises:

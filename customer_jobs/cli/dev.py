@@ -26,7 +26,7 @@ from customer_jobs.errors import CustomerJobsError
 from customer_jobs.events import DEFAULT_STREAM
 from customer_jobs.migrate import migrate
 
-STATE = ".customer-jobs"  #: In the checkout, unless --data says otherwise; Git ignores it.
+STATE = ".customer-jobs"  #: In the checkout, unless --data says otherwise.
 TEST_MODE_RATE = 25.0  #: Calls per second and endpoint, as with a test key. Source: https://docs.stripe.com/rate-limits
 #: The same from day to day where they are free, so that what was exported in another terminal stays right.
 USUAL_PORTS = {"redis": 6390, "sandbox": 12111, "flower": 5555}
@@ -46,6 +46,8 @@ def run(data: Path | None, ports: Ports) -> None:
     root = checkout.root()
     directory = (data or root / STATE).absolute()
     directory.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        (directory / ".gitignore").write_text("*\n")
     with _alone(directory), Ending() as ending, Programs(ending, _say) as programs, contextlib.suppress(Ended):
         _start(programs, directory, ports)
         programs.watch()
@@ -87,7 +89,7 @@ def _start(programs: Programs, directory: Path, ports: Ports) -> None:
     facts = [
         ("database", without_secrets(database_url)),
         ("redis", without_secrets(redis_url)),
-        ("Stripe", f"{stripe}  {'the sandbox, which forgets all when it ends' if uses_sandbox else 'with your key'}"),
+        ("Stripe", f"{stripe}  {'the sandbox; it keeps nothing' if uses_sandbox else 'with your key'}"),
         ("Flower", f"http://{LOOPBACK}:{flower_port}"),
         ("logs", str(logs)),
     ]
@@ -99,18 +101,20 @@ def _print_what_next(settings: dict[str, str], *, uses_sandbox: bool, by_environ
     command = command_line()
     commands = [
         ("create --email jenny.rosen@example.com --wait 10", "a customer is made"),
-        ("fetch cus_nope --wait 10", "fails, and says what to do"),
-        ("list", ""),
-        ("events --follow", "as they arrive"),
+        ("fetch cus_nope --wait 10", "a job that fails, and what to do about it"),
+        ("list", "the latest jobs"),
+        ("events --follow", "events as they arrive: what your own software would consume"),
     ]
     if uses_sandbox:
-        commands.insert(1, ("create --email jenny+sandbox.429x2@example.com --wait 30", "Stripe says 429, twice"))
+        commands.insert(
+            1, ("create --email jenny+sandbox.429x2@example.com --wait 30", "another, after Stripe has said 429 twice")
+        )
     print("\nIn a second terminal:\n")
     if not by_environment:
         for name, value in settings.items():
             print(f"  export {name}={shlex.quote(value)}")
         print()
-    show.put(show.pairs([(f"  {command} {words}", comment and f"# {comment}") for words, comment in commands]))
+    show.commands([(f"{command} {words}", does) for words, does in commands])
     print(flush=True)
 
 

@@ -143,13 +143,16 @@ def _print_sandbox(started: Sandbox, *, as_json: bool) -> None:
         print(f"  export {name}={value}")
     print("\nWhat goes wrong is chosen by the customer, or from outside:\n")
     ways = [
-        ("--email jenny+sandbox.429x2@example.com", "429 twice, then it passes"),
-        ("--metadata sandbox=500_after,slow_2s", "made, but answered 500; then slow"),
-        ("fetch cus_sandbox_reset", "the connection breaks once"),
-        (f'curl {started.url}/_sandbox/faults -d \'{{"fault": "401x3"}}\'', "the next three"),
+        ("customer-jobs create --email jenny+sandbox.429x2@example.com", "429 twice, then it passes"),
+        ("customer-jobs create --name Jenny --metadata sandbox=500_after,slow_2s", "made, but answered 500; then slow"),
+        ("customer-jobs fetch cus_sandbox_reset", "the connection breaks once, then there is no such customer"),
+        (
+            f'curl {started.url}/_sandbox/faults -d \'{{"fault": "401x3"}}\'',
+            "the next three requests find the key revoked",
+        ),
         (f"curl {started.url}/_sandbox/requests", "what has arrived"),
     ]
-    show.put(show.pairs([(f"  {way}", means) for way, means in ways]))
+    show.commands(ways)
     names = textwrap.fill(f"Faults: {', '.join(FAULTS)}.", width=min(show.console().width, 100))
     print(f"\n{names}\n\nWhat each one does: customer-jobs sandbox --list-faults", flush=True)
 

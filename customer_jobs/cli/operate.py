@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +64,8 @@ def events(
         _print(latest, as_json=as_json)
         if follow:
             last_id = max(last_id, *(entry.id for entry in latest), key=_order) if latest else last_id
-            _follow(stream, last_id, wanted, as_json=as_json)
+            with suppress(KeyboardInterrupt):
+                _follow(stream, last_id, wanted, as_json=as_json)
         elif not latest:
             note("no events")
     finally:
@@ -116,8 +118,6 @@ def _follow(stream: Stream, last_id: str, wanted: Callable[[Entry], bool], *, as
             time.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE_SECONDS)
             continue
-        except KeyboardInterrupt:
-            return
         pause = FIRST_PAUSE_SECONDS
         if arrived:
             last_id = arrived[-1].id

@@ -39,7 +39,8 @@ class Ending:
 
     def __enter__(self) -> Self:
         for number in ASKING:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            # nohup ignores SIGHUP on purpose; a script that starts us in its background has SIGINT ignored by accident.
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._hear)
         return self
 

@@ -101,10 +101,11 @@ def job(one: Job, now: datetime, *, personal: bool) -> None:
 
 def attempts(calls: Sequence[Attempt]) -> Table:
     """The ledger: each call to Stripe in one line."""
-    table = ledger("  #", "STARTED (UTC)", "TOOK", "ANSWER", "VERDICT", "REQUEST", "NOTE")
+    table = ledger(" #", "STARTED", "TOOK", "ANSWER", "VERDICT", "REQUEST", "NOTE")
+    table.columns[-1].no_wrap = False
     for call in calls:
         table.add_row(
-            text(f"{call.number:>3}"),
+            text(f"{call.number:>2}"),
             text(call.started_at.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3]),
             text("" if call.duration_ms is None else span(call.duration_ms / 1000)),
             text(call.http_status or ("none" if call.finished_at else "")),
@@ -148,6 +149,12 @@ def pairs(rows: Sequence[tuple[str, str]]) -> Table:
     for left, right in rows:
         table.add_row(text(left), text(right))
     return table
+
+
+def commands(rows: Sequence[tuple[str, str]]) -> None:
+    """Print commands to copy, each under what it does; a narrow terminal breaks them, not we."""
+    for command, does in rows:
+        print(f"  # {does}\n  {command}")
 
 
 def facts(rows: Sequence[tuple[str, str]], style: str = "") -> Table:

@@ -173,63 +173,64 @@ def test_json_is_one_document_with_every_field_of_the_contract(line: CommandLine
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["create"],
-        ["create", "--body", "{"],
-        ["create", "--body", "[]"],
-        ["create", "--body", "null"],
-        ["create", "--body", "@/no/such/file"],
-        ["create", "--body", '{"name[x]": 1}'],
-        ["create", "--body", '{"id": "cus_1"}'],
-        ["create", "--body", '{"name": "a\\u0000b"}'],
-        ["create", "--body", '{"name": "\\ud800"}'],
-        ["create", "--body", '{"balance": NaN}'],
-        ["create", "--body", '{"metadata": "x"}', "--metadata", "a=b"],
-        ["create", "--name", "x", "--metadata", "plan"],
-        ["create", "--name", "x", "--metadata", "a=1", "--metadata", "a=2"],
-        ["create", "--name", "x", "--metadata", f"a={'x' * 501}"],
-        ["create", "--name", "x", "--metadata", "a[b]=c"],
-        ["create", "--name", "x", "--wait", "-1"],
-        ["create", "--name", "x", "--wait", "nan"],
-        ["create", "--name", "x", "--wait", "soon"],
-        ["create", "--name", "x", "--priority", "5"],
-        ["create", "--name", "x", "--priority", "high"],
-        ["create", "--name", "x", "--credential", "E U"],
-        ["create", "--name", "x", "--stripe-account", "cus_1"],
-        ["create", "--name", "x", "--external-id", ""],
-        ["create", "--name", "x", "--context", "order 7"],
-        ["create", "--name", "x", "--due-at", "tomorrow"],
-        ["create", "--name", "x", "--due-at", "2030-01-01T00:00:00"],
-        ["create", "--name"],
-        ["create", "--nmae", "x"],
-        ["create", "--name", "x", "surplus"],
-        ["create", "--name", "\udcff"],
-        ["fetch"],
-        ["fetch", ""],
-        ["fetch", "../customers"],
-        ["fetch", "cus_1", "--expand", "a[b]"],
-        ["fetch", "cus_1", "--max-age", "inf"],
-        ["list", "--state", "done"],
-        ["list", "--kind", "customer.delete"],
-        ["list", "--limit", "0"],
-        ["list", "--before", NO_JOB],
-        ["show"],
-        ["show", NO_JOB],
-        ["show", "7"],
-        ["show", "'; DROP TABLE jobs; --"],
-        ["show", "cus_NffrFeUfNV2Hib"],
-        ["retry", NO_JOB],
-        ["cancel", "x"],
-        ["crate"],
-        ["--wat"],
-    ],
-    ids=lambda words: " ".join(words)[:50].encode("ascii", "replace").decode(),
-)
-def test_bad_input_is_refused_in_one_line_and_nothing_is_written(words: list[str], line: CommandLine) -> None:
-    refused(line.run(*words))
+BAD_INPUT = [
+    ["create"],
+    ["create", "--body", "{"],
+    ["create", "--body", "[]"],
+    ["create", "--body", "null"],
+    ["create", "--body", "@/no/such/file"],
+    ["create", "--body", '{"name[x]": 1}'],
+    ["create", "--body", '{"id": "cus_1"}'],
+    ["create", "--body", '{"name": "a\\u0000b"}'],
+    ["create", "--body", '{"name": "\\ud800"}'],
+    ["create", "--body", '{"balance": NaN}'],
+    ["create", "--body", '{"metadata": "x"}', "--metadata", "a=b"],
+    ["create", "--name", "x", "--metadata", "plan"],
+    ["create", "--name", "x", "--metadata", "a=1", "--metadata", "a=2"],
+    ["create", "--name", "x", "--metadata", f"a={'x' * 501}"],
+    ["create", "--name", "x", "--metadata", "a[b]=c"],
+    ["create", "--name", "x", "--wait", "-1"],
+    ["create", "--name", "x", "--wait", "nan"],
+    ["create", "--name", "x", "--wait", "soon"],
+    ["create", "--name", "x", "--priority", "5"],
+    ["create", "--name", "x", "--priority", "high"],
+    ["create", "--name", "x", "--credential", "E U"],
+    ["create", "--name", "x", "--stripe-account", "cus_1"],
+    ["create", "--name", "x", "--external-id", ""],
+    ["create", "--name", "x", "--context", "order 7"],
+    ["create", "--name", "x", "--due-at", "tomorrow"],
+    ["create", "--name", "x", "--due-at", "2030-01-01T00:00:00"],
+    ["create", "--name"],
+    ["create", "--nmae", "x"],
+    ["create", "--name", "x", "surplus"],
+    ["create", "--name", "\udcff"],
+    ["fetch"],
+    ["fetch", ""],
+    ["fetch", "../customers"],
+    ["fetch", "cus_1", "--expand", "a[b]"],
+    ["fetch", "cus_1", "--max-age", "inf"],
+    ["list", "--state", "done"],
+    ["list", "--kind", "customer.delete"],
+    ["list", "--limit", "0"],
+    ["list", "--before", NO_JOB],
+    ["show"],
+    ["show", NO_JOB],
+    ["show", "7"],
+    ["show", "'; DROP TABLE jobs; --"],
+    ["show", "cus_NffrFeUfNV2Hib"],
+    ["retry", NO_JOB],
+    ["cancel", "x"],
+    ["crate"],
+    ["--wat"],
+]
 
+
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(line: CommandLine) -> None:
+    for words in BAD_INPUT:
+        result = line.run(*words)
+
+        assert (result.exit_code, result.stdout) == (2, ""), words
+        assert re.fullmatch(r"error: [^\n]+\n", result.stderr), words
     assert line.count() == 0
 
 
@@ -245,29 +246,28 @@ def test_a_body_over_64_kib_is_refused(line: CommandLine) -> None:
     assert len(said) < 200
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["create", "--name", "x", "--credential", "{key}"],
-        ["create", "--name", "x", "--stripe-account", "{key}"],
-        ["create", "--name", "x", "--priority", "{key}"],
-        ["create", "--name", "x", "--due-at", "{key}"],
-        ["create", "--name", "x", "--wait", "{key}"],
-        ["create", "--name", "x", "--metadata", "{key}"],
-        ["create", "--name", "x", "{key}"],
-        ["create", "--{key}", "x"],
-        ["fetch", "a/{key}"],
-        ["show", "{key}"],
-        ["list", "--state", "{key}"],
-        ["list", "--kind", "{key}"],
-        ["{key}"],
-    ],
-    ids=" ".join,
-)
-def test_a_key_pasted_by_mistake_is_not_echoed(words: list[str], line: CommandLine) -> None:
-    said = refused(line.run(*(word.format(key="sk_live_51HxSecretSecret") for word in words)))
+WITH_A_KEY = [
+    ["create", "--name", "x", "--credential", "{key}"],
+    ["create", "--name", "x", "--stripe-account", "{key}"],
+    ["create", "--name", "x", "--priority", "{key}"],
+    ["create", "--name", "x", "--due-at", "{key}"],
+    ["create", "--name", "x", "--wait", "{key}"],
+    ["create", "--name", "x", "--metadata", "{key}"],
+    ["create", "--name", "x", "{key}"],
+    ["create", "--{key}", "x"],
+    ["fetch", "a/{key}"],
+    ["show", "{key}"],
+    ["list", "--state", "{key}"],
+    ["list", "--kind", "{key}"],
+    ["{key}"],
+]
 
-    assert "Secret" not in said
+
+def test_a_key_pasted_by_mistake_is_not_echoed(line: CommandLine) -> None:
+    for words in WITH_A_KEY:
+        said = refused(line.run(*(word.format(key="sk_live_51HxSecretSecret") for word in words)))
+
+        assert "Secret" not in said, words
 
 
 def test_the_job_that_holds_an_external_id_is_named(line: CommandLine) -> None:
