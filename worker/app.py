@@ -97,7 +97,7 @@ def task(kind: Kind, *, retry: RetryPolicy) -> Callable[[Call], Task]:
             try:
                 recorded = process.runner().attempt(job_id, call, retry, worker=self.request.hostname or "unknown")
             except Exception as error:  # noqa: BLE001 - the lease runs out and the job is tried again
-                log.error("attempt broke off", job_id=job_id, error=type(error).__name__, frames=frames(error))
+                log.error("broke off", job_id=job_id, error=type(error).__name__, frames=frames(error))  # noqa: TRY400 - its message may quote a row
                 raise TaskFailed(f"{type(error).__name__}: the worker's log says where") from None
             return _shown_in_celery(recorded)
 

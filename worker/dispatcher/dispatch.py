@@ -89,9 +89,7 @@ class Dispatch:
         allowance = Allowance(self._settings, survey["present"])
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.account)])
         self._adapt(transaction, allowance, flying, survey["present"])
-        offered = {lane: allowance.calls(lane) for lane in known}
-        wanted = {lane: min(offered[lane], room, self._ceiling_room(lane, flying)) for lane in known}
-        found = next_jobs(transaction, wanted)
+        wanted = {lane: min(allowance.calls(lane), room, self._ceiling_room(lane, flying)) for lane in known}
         found = next_jobs(transaction, wanted)
         order = [
             (job.priority, rank, place, job.job_id, lane)
