@@ -25,6 +25,7 @@ NEIGHBOURS = {
     "man7.org",
     "semver.org",
     "stripe.com",
+    "wikipedia.org",
     "www.postgresql.org",
     "www.w3.org",
 }
