@@ -11,6 +11,7 @@ import structlog
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Ignore, Retry
 
+from customer_jobs.environment import setting
 from customer_jobs.errors import CustomerJobsError, InvalidSetting
 from customer_jobs.vocabulary import Kind, State
 from worker import process
@@ -19,7 +20,7 @@ from worker.logs import configure_logging, frames
 from worker.record import Recorded
 from worker.retry import RetryPolicy
 from worker.runner import Call
-from worker.settings import settings
+from worker.settings import REDIS_SCHEMES, settings
 
 QUEUE = "customer-jobs"  #: Never the default queue of an app that shares the Redis.
 
@@ -41,14 +42,22 @@ def _exit(error: CustomerJobsError) -> NoReturn:
     raise SystemExit(2) from None
 
 
+def _broker_url() -> str:
+    """REDIS_URL: all that Flower needs of our settings, so no key and no database password has to be where it runs."""
+    try:
+        return settings().redis_url.get_secret_value()
+    except InvalidSetting as error:
+        # A worker is told all that is wrong when it starts.
+        url = setting("REDIS_URL")
+        if url is None or not url.startswith(REDIS_SCHEMES):
+            _exit(error)
+        return url
+
+
 def configuration() -> dict[str, Any]:
     """Celery's settings, made of ours when Celery first asks for them."""
-    try:
-        broker_url = settings().redis_url.get_secret_value()
-    except InvalidSetting as error:
-        _exit(error)
     return {
-        "broker_url": broker_url,
+        "broker_url": _broker_url(),
         "task_default_queue": QUEUE,
         "task_create_missing_queues": False,
         "control_exchange": QUEUE,
@@ -163,7 +172,10 @@ app.steps["worker"].add(DispatcherStep)
 
 @signals.setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    configure_logging(settings().log_level)
+    try:
+        configure_logging(settings().log_level)
+    except InvalidSetting as error:
+        _exit(error)
 
 
 @signals.worker_init.connect

@@ -19,7 +19,7 @@ from customer_jobs.schema import SCHEMA
 
 _KEY = re.compile(r"(sk|rk)_(?P<mode>test|live)_[A-Za-z0-9_]+")  # Source: https://docs.stripe.com/keys
 _KEY_SETTING = re.compile(rf"({PREFIX})?STRIPE_API_KEY(?P<suffix>_(?!FILE$)[A-Z0-9_]+?)?(_FILE)?")
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 PerSecond = Annotated[float, Field(gt=0, le=100_000)]
 
@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_a_redis(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(_REDIS_SCHEMES):
-            raise ValueError(f"must begin with {', '.join(_REDIS_SCHEMES)}")
+        if not value.get_secret_value().startswith(REDIS_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(REDIS_SCHEMES)}")
         return value
 
     @field_validator("log_level", mode="before")
