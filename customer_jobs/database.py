@@ -170,6 +170,8 @@ def schema_name(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+    # SQLite keeps any bytes as text; a row with broken ones must not spoil the whole query.
+    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
     cursor = connection.cursor()
     _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous = NORMAL")  # Safe against a killed process; WAL keeps it consistent.

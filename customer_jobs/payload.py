@@ -17,6 +17,8 @@ from customer_jobs.vocabulary import Kind, Priority
 MAX_PAYLOAD_BYTES = 64 * 1024  #: A customer is a few kilobytes; anything near this is a mistake or an attack.
 MAX_CONTEXT_BYTES = 32 * 1024  #: It travels in events, which stay under 64 KiB as a whole.
 MAX_AGE_SECONDS = 10**9  #: Thirty years; a larger number overflows a database's interval.
+#: What both databases and Python can hold, whatever the zone.
+EARLIEST, LATEST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 MAX_DEPTH = 8  #: Stripe's deepest parameter, invoice_settings[rendering_options][…], has three levels.
 
 #: Source: https://docs.stripe.com/metadata#data-limits; two of the fifty keys are ours.
@@ -163,9 +165,12 @@ def check_due_at(due_at: Any) -> datetime:
     """The moment in UTC."""
     if isinstance(due_at, datetime) and due_at.tzinfo is not None:
         try:
-            return due_at.astimezone(UTC)
+            moment = due_at.astimezone(UTC)
         except OverflowError:
-            pass
+            moment = LATEST
+        if not EARLIEST <= moment < LATEST:
+            raise InvalidJob("due_at", "must be from the year 1 to 9999")
+        return moment
     raise InvalidJob("due_at", f"must be a datetime with a zone, not {_shown(due_at)}")
 
 
@@ -242,7 +247,7 @@ def _carried(field: str, value: Any, limit_bytes: int) -> Any:
 
 
 def _only(field: str, value: Mapping[str, Any], known: Iterable[str]) -> None:
-    for name in sorted(value.keys() - set(known)):
+    for name in sorted(value.keys() - set(known), key=repr):
         raise InvalidJob(field, f"has an unknown member {_shown(name)}")
 
 

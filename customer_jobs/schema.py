@@ -52,6 +52,29 @@ def _quoted(values: Iterable[str]) -> str:
     return ", ".join(f"'{value}'" for value in values)
 
 
+#: Any other spelling of an id would never be found again; PostgreSQL has a type for it.
+_UUID_GLOB = "-".join("[0-9a-f]" * digits for digits in (8, 4, 4, 4, 12))
+
+
+def _readable_time(name: str) -> tuple[CheckConstraint, ...]:
+    """Python knows no year 10,000 and no infinity; SQLite compares times as text and takes any."""
+    seconds = f"substr({name}, 1, 19)"
+    fraction = f"substr({name}, 20, 1) = '.' AND substr({name}, 21) NOT GLOB '*[^0-9]*'"
+    of_one_form = (
+        f"datetime({seconds}, '+0 days') IS {seconds} AND {name} >= '0001-01-02' AND {name} < '9999-12-31' "
+        f"AND (length({name}) = 19 OR (length({name}) BETWEEN 21 AND 26 AND {fraction}))"
+    )
+    within_reach = f"{name} >= '0001-01-02 00:00:00+00' AND {name} < '9999-12-31 00:00:00+00'"
+    return (
+        CheckConstraint(of_one_form, name=f"{name}_format").ddl_if(dialect="sqlite"),
+        CheckConstraint(within_reach, name=f"{name}_range").ddl_if(dialect="postgresql"),
+    )
+
+
+def _is_ascii(expression: str) -> str:
+    return f"typeof({expression}) = 'text' AND {expression} NOT GLOB '*[^' || char(1) || '-' || char(127) || ']*'"
+
+
 _seq = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself in an INTEGER primary key only.
 _account: ColumnElement[str] = func.coalesce(literal_column("stripe_account"), literal_column("''"))
 
@@ -116,8 +139,16 @@ jobs = Table(
     CheckConstraint("state <> 'succeeded' OR outcome IS NOT NULL", name="success_has_outcome"),
     CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failure_has_error"),
     CheckConstraint("external_id <> ''", name="external_id_not_empty"),
-    # Any other spelling of a time would be compared as text and sleep until the wrong moment.
-    CheckConstraint("due_at LIKE '____-__-__ __:__:__%'", name="due_at_format").ddl_if(dialect="sqlite"),
+    # One row that the dispatcher cannot read would keep it from all the others, so the table takes none.
+    *_readable_time("due_at"),
+    *_readable_time("created_at"),
+    CheckConstraint(f"id GLOB '{_UUID_GLOB}'", name="id_format").ddl_if(dialect="sqlite"),
+    CheckConstraint(
+        " AND ".join(f"typeof({name}) = 'integer'" for name in ("priority", "attempt", "max_attempts")), name="numbers"
+    ).ddl_if(dialect="sqlite"),
+    CheckConstraint(
+        " AND ".join(_is_ascii(name) for name in ("kind", "credential", "coalesce(stripe_account, '')")), name="ascii"
+    ).ddl_if(dialect="sqlite"),
 )
 
 #: Whether a `customer.create` keeps its external_id: not once it is certain that it made no customer.

@@ -27,6 +27,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+MAX_DEPTH = 100  #: Levels of JSON; what is read at one depth of the stack must be writable at any other.
+
 
 class UtcTime(TypeDecorator[datetime]):
     """An aware UTC datetime; `timestamptz` on PostgreSQL, text of fixed width on SQLite."""
@@ -135,9 +137,20 @@ def _parse(text: str | None) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         return Unreadable(f"not JSON: {error}")
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        return Unreadable(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [each for members in inner for each in members]
+    return bool(level)
 
 
 class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it stands for

@@ -15,7 +15,10 @@ from customer_jobs.migrate import version_table
 LOCK_KEY = int.from_bytes(b"custjobs", "big")  # Of the advisory lock; nobody else's, as far as eight letters go.
 TURN_SECONDS = 60  # For whoever migrates at the same time to finish.
 LOCK_TIMEOUT_SECONDS = 5  # A migration that waits longer for a table holds up every query that queues behind it.
-SQLITE_ONLY = {"jobs_due_at_format"}  # Constraints that PostgreSQL has no need of.
+# Constraints that only one of the databases has need of.
+ONLY_ON = dict.fromkeys(
+    ("jobs_due_at_format", "jobs_created_at_format", "jobs_id_format", "jobs_numbers", "jobs_ascii"), "sqlite"
+) | dict.fromkeys(("jobs_due_at_range", "jobs_created_at_range"), "postgresql")
 
 
 def main() -> None:
@@ -82,7 +85,7 @@ def options(dialect: str, schema: str) -> dict[str, Any]:
         return type_ != "table" or (name in names and parents["schema_name"] == target.schema)
 
     def include_object(_: Any, name: str | None, type_: str, *__: Any) -> bool:
-        return dialect == "sqlite" or type_ != "check_constraint" or name not in SQLITE_ONLY
+        return type_ != "check_constraint" or ONLY_ON.get(name or "", dialect) == dialect
 
     return {
         "target_metadata": target,

@@ -11,10 +11,20 @@ from sqlalchemy import ColumnElement, Engine, Table, insert, select, update
 from customer_jobs import lifecycle
 from customer_jobs.database import reading, writing
 from customer_jobs.lifecycle import Claim, Entry, Sending, Success
-from customer_jobs.schema import attempts, events, jobs, workers
+from customer_jobs.request import Request
+from customer_jobs.sandbox import Sandbox
+from customer_jobs.schema import attempts, events, jobs, lanes, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WAITING_STATES, Kind, Outcome, State, Verdict
+from worker.answers import Answer
+from worker.credentials import Key, bind
+from worker.dispatcher.dispatch import Dispatch
 from worker.dispatcher.leader import take_lead
+from worker.gateway import Gateway
+from worker.record import Recorded
+from worker.retry import CREATE_WINDOW, RetryPolicy
+from worker.runner import Runner
+from worker.settings import Settings
 
 Row = dict[str, Any]
 
@@ -150,6 +160,85 @@ def add_worker(engine: Engine, slots: int = 16, name: str = "w1") -> None:
     """A live worker with so many threads."""
     with writing(engine) as transaction:
         transaction.change(insert(workers).values(name=name, slots=slots, version="1", seen_at=now()))
+
+
+def settings_for(**fields: Any) -> Settings:
+    """A worker's settings; the limits are out of the way unless they are the point."""
+    return Settings(
+        **{
+            "database_url": "sqlite://",
+            "redis_url": "redis://127.0.0.1:1/0",
+            "stripe_api_keys": {"default": KEY},
+            "rate_limit_create": 10_000,
+            "rate_limit_fetch": 10_000,
+            "rate_limit_account": 10_000,
+            **fields,
+        }
+    )
+
+
+def create(stripe: Gateway, request: Request) -> Answer:
+    """The call of the task that creates."""
+    return stripe.create_customer(
+        request.params,
+        idempotency_key=request.idempotency_key,
+        credential=request.credential,
+        stripe_account=request.stripe_account,
+    )
+
+
+def fetch(stripe: Gateway, request: Request) -> Answer:
+    """The call of the task that fetches."""
+    return stripe.fetch_customer(
+        request.params["customer_id"],
+        expand=request.params["expand"],
+        credential=request.credential,
+        stripe_account=request.stripe_account,
+    )
+
+
+class Worker:
+    """The parts of a worker without Celery: what the dispatcher publishes is attempted at once, one after the other."""
+
+    def __init__(self, engine: Engine, sandbox: Sandbox, *, draw: float = 0.0, **fields: Any) -> None:
+        self.engine = engine
+        self.settings = settings_for(**{"stripe_api_base": sandbox.url} | fields)
+        self.gateway = Gateway(self.settings)
+        with writing(engine) as transaction:
+            bind(transaction, [Key(*_key(self.gateway, name)) for name in self.settings.stripe_api_keys])
+        self.runner = Runner(engine, self.gateway, draw=lambda: draw)
+        self.published: list[tuple[str, str]] = []
+        self.holder = lead(engine)
+        add_worker(engine)
+        self.dispatch = Dispatch(engine, self.settings, self._publish, holder=self.holder)
+
+    def attempt(self, job_id: str) -> Recorded | None:
+        """Make one attempt at a job that has been dispatched."""
+        creates = job_row(self.engine, job_id)["kind"] == Kind.CUSTOMER_CREATE
+        call, window = (create, CREATE_WINDOW) if creates else (fetch, None)
+        return self.runner.attempt(job_id, call, RetryPolicy(window=window), worker="w1")
+
+    def dispatch_and_attempt(self, job_id: str) -> Recorded | None:
+        """Make one attempt at a job that waits, whether it is due or not."""
+        return self.attempt(dispatched(self.engine, job_id))
+
+    def work(self, looks: int = 20) -> None:
+        """Dispatch and attempt until nothing is due any more."""
+        for _ in range(looks):
+            age(self.engine, 1, lanes)
+            self.dispatch.run_once()
+            if not self.published:
+                return
+            while self.published:
+                self.attempt(self.published.pop(0)[1])
+        raise AssertionError(f"something is still due after {looks} looks")
+
+    def _publish(self, kind: str, job_id: str) -> None:
+        self.published.append((kind, job_id))
+
+
+def _key(gateway: Gateway, name: str) -> tuple[str, str, bool, None]:
+    return name, gateway.fingerprint(name), gateway.is_live(name), None
 
 
 def raw(engine: Engine, statement: str) -> None:

@@ -34,6 +34,10 @@ NEW_ID = {
 }
 
 
+UUID_GLOB = "-".join("[0-9a-f]" * digits for digits in (8, 4, 4, 4, 12))
+EMPTY_OR_ACCOUNT = "coalesce(stripe_account, '')"
+
+
 def upgrade() -> None:
     schema = op.get_context().version_table_schema
     dialect = op.get_context().dialect.name
@@ -69,6 +73,26 @@ def downgrade() -> None:
 def where(condition: str) -> dict[str, Any]:
     """What makes an index partial on either database."""
     return {"postgresql_where": sa.text(condition), "sqlite_where": sa.text(condition)}
+
+
+def readable_time(name: str) -> tuple[sa.CheckConstraint, ...]:
+    """What Python can read: SQLite takes any text for a time, PostgreSQL infinity and years after 9999."""
+    seconds = f"substr({name}, 1, 19)"
+    fraction = f"substr({name}, 20, 1) = '.' AND substr({name}, 21) NOT GLOB '*[^0-9]*'"
+    of_one_form = (
+        f"datetime({seconds}, '+0 days') IS {seconds} AND {name} >= '0001-01-02' AND {name} < '9999-12-31' "
+        f"AND (length({name}) = 19 OR (length({name}) BETWEEN 21 AND 26 AND {fraction}))"
+    )
+    within_reach = f"{name} >= '0001-01-02 00:00:00+00' AND {name} < '9999-12-31 00:00:00+00'"
+    return (
+        sa.CheckConstraint(of_one_form, name=op.f(f"jobs_{name}_format")).ddl_if(dialect="sqlite"),
+        sa.CheckConstraint(within_reach, name=op.f(f"jobs_{name}_range")).ddl_if(dialect="postgresql"),
+    )
+
+
+def is_ascii(expression: str) -> str:
+    """What SQLite, which takes any bytes for text, can hand over as text for certain."""
+    return f"typeof({expression}) = 'text' AND {expression} NOT GLOB '*[^' || char(1) || '-' || char(127) || ']*'"
 
 
 def create_jobs(schema: str | None, now: sa.TextClause, new_id: sa.TextClause) -> None:
@@ -141,9 +165,17 @@ def create_jobs(schema: str | None, now: sa.TextClause, new_id: sa.TextClause) -
         sa.CheckConstraint("state <> 'succeeded' OR outcome IS NOT NULL", name=op.f("jobs_success_has_outcome")),
         sa.CheckConstraint("state <> 'failed' OR error IS NOT NULL", name=op.f("jobs_failure_has_error")),
         sa.CheckConstraint("external_id <> ''", name=op.f("jobs_external_id_not_empty")),
-        sa.CheckConstraint("due_at LIKE '____-__-__ __:__:__%'", name=op.f("jobs_due_at_format")).ddl_if(
-            dialect="sqlite"
-        ),
+        *readable_time("due_at"),
+        *readable_time("created_at"),
+        sa.CheckConstraint(f"id GLOB '{UUID_GLOB}'", name=op.f("jobs_id_format")).ddl_if(dialect="sqlite"),
+        sa.CheckConstraint(
+            "typeof(priority) = 'integer' AND typeof(attempt) = 'integer' AND typeof(max_attempts) = 'integer'",
+            name=op.f("jobs_numbers"),
+        ).ddl_if(dialect="sqlite"),
+        sa.CheckConstraint(
+            f"{is_ascii('kind')} AND {is_ascii('credential')} AND {is_ascii(EMPTY_OR_ACCOUNT)}",
+            name=op.f("jobs_ascii"),
+        ).ddl_if(dialect="sqlite"),
         sa.PrimaryKeyConstraint("id", name=op.f("jobs_pkey")),
         schema=schema,
     )

@@ -230,11 +230,11 @@ def test_a_cancelled_job_releases_its_id(jobs: CustomerJobs) -> None:
 
 
 def test_an_emptied_row_still_knows_its_body(engine: Engine, jobs: CustomerJobs) -> None:
-    from customer_jobs.producer import body_digest
+    from customer_jobs.payload import payload_digest
 
     first = jobs.create_customer(BODY, external_id="user-1")
     succeed(engine, first.id)
-    digest = body_digest(job_row(engine, first.id)["payload"])
+    digest = payload_digest(job_row(engine, first.id)["payload"])
     change(engine, first.id, payload={}, params=None, result=None, body_digest=digest)
 
     again = jobs.create_customer(SAME_BODY, external_id="user-1")

@@ -368,7 +368,16 @@ def test_an_unknown_priority_is_refused(priority: Any) -> None:
 EAST = timezone(timedelta(hours=14))
 
 
-@pytest.mark.parametrize("due_at", ["2026-11-01", datetime(2026, 11, 1), 7, datetime.min.replace(tzinfo=EAST)])  # noqa: DTZ001 - the point
+@pytest.mark.parametrize(
+    "due_at",
+    [
+        "2026-11-01",
+        datetime(2026, 11, 1),  # noqa: DTZ001 - the point
+        7,
+        datetime.min.replace(tzinfo=EAST),
+        datetime.max.replace(tzinfo=UTC),
+    ],
+)
 def test_a_time_that_is_no_moment_is_refused(due_at: Any) -> None:
     assert refused(payload.check_due_at, due_at).field == "due_at"
 
