@@ -1,5 +1,7 @@
 # Everything runs from .venv, which is built from requirements.lock; nothing else is needed but Python, make and git.
 PYTHON ?= python3
+# Most tests wait for programs they started: three at a time keep two cores busy.
+TEST_PROCESSES ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -28,7 +30,7 @@ dev: install  ## Run everything on this machine until Ctrl-C
 	@$(BIN)/customer-jobs dev
 
 test: install  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: install  ## Check style, format and the direction of imports
 	$(BIN)/ruff check .
