@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from customer_jobs import lifecycle
+from customer_jobs import schema as tables
 from customer_jobs.database import Transaction, open_engine
 from customer_jobs.errors import CustomerJobsError, UnknownJob
 from customer_jobs.job import Job
@@ -25,7 +27,7 @@ from customer_jobs.request import request_of
 from customer_jobs.sandbox import Sandbox
 from customer_jobs.vocabulary import Kind, State, Verdict
 
-__all__ = ["fail", "jobs", "stripe_sandbox", "succeed"]
+__all__ = ["clear", "fail", "jobs", "stripe_sandbox", "succeed"]
 
 WORKER = "testing"  #: Stands in the ledger where the name of a worker would.
 LEASE_SECONDS = 60  #: More than the moment between handing out and claiming.
@@ -104,6 +106,13 @@ def fail(
         envelope = problem.envelope(credential=job.credential, transient=ambiguous)
         lifecycle.fail(transaction, held, entry, error=envelope)
     return _read(table, job)
+
+
+def clear(jobs: CustomerJobs | None = None) -> None:
+    """Delete every job and all that came of it; for tests whose changes nobody rolls back."""
+    with (jobs or _of_fixture())._transaction(None) as transaction:  # noqa: SLF001 - as above
+        for table in (tables.events, tables.attempts, tables.jobs, tables.customers):
+            transaction.change(delete(table))
 
 
 def _claim(transaction: Transaction, job: Job) -> Claim:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from customer_jobs.django.connection import DjangoTransaction, engine_of
+from customer_jobs.errors import Unavailable
 from customer_jobs.producer import CustomerJobs
 
 __all__ = ["DjangoJobs", "jobs"]
@@ -30,15 +31,22 @@ class DjangoJobs(CustomerJobs):
 
     @contextmanager
     def _transaction(self, session: Any, *, only_reads: bool = False) -> Iterator[Any]:
-        from django.db import transaction
+        from django.db import InterfaceError, OperationalError, connections, transaction
 
         if session is not None:
             with super()._transaction(session, only_reads=only_reads) as given:
                 yield given
             return
-        # Within the app's atomic() this is a savepoint, elsewhere a transaction.
-        with transaction.atomic(using=self._using):
-            yield DjangoTransaction(self._using, self._schema)
+        in_transaction = connections[self._using].in_atomic_block
+        try:
+            # Within the app's atomic() this is a savepoint, elsewhere a transaction.
+            with transaction.atomic(using=self._using):
+                yield DjangoTransaction(self._using, self._schema)
+        except (OperationalError, InterfaceError) as error:
+            if in_transaction:
+                raise  # What ends the app's own transaction is told to the app in Django's words.
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Unavailable(f"the database {self._using!r} of Django cannot be used: {problem}") from error
 
 
 jobs = DjangoJobs()

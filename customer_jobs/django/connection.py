@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Engine, Executable, create_engine
+from sqlalchemy import Engine, Executable, Insert, create_engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 from sqlalchemy.engine import URL, Dialect
@@ -39,13 +38,11 @@ class DjangoTransaction(Transaction):
         self._schema_map = schema_map(self.dialect_name, schema)
 
     def rows(self, statement: Executable, parameters: Any = None) -> list[dict[str, Any]]:
-        if isinstance(parameters, list):
-            return [row for each in parameters for row in self.rows(statement, each)]
         compiled = self._compile(statement, parameters)
         types = [entry.type for entry in compiled._result_columns]  # noqa: SLF001 - what a result has to be read with
         names = [entry.keyname for entry in compiled._result_columns]  # noqa: SLF001
         readers = [each._cached_result_processor(self._dialect, _FLOAT8) for each in types]  # noqa: SLF001
-        with self._django.cursor() as cursor:
+        with self._cursor() as cursor:
             cursor.execute(*self._bound(compiled))
             found = cursor.fetchall()
         return [
@@ -58,7 +55,7 @@ class DjangoTransaction(Transaction):
 
     def change(self, statement: Executable, parameters: Any = None) -> int:
         compiled = self._compile(statement, parameters)
-        with self._django.cursor() as cursor:
+        with self._cursor() as cursor:
             cursor.execute(*self._bound(compiled))
             return int(cursor.rowcount)
 
@@ -71,9 +68,21 @@ class DjangoTransaction(Transaction):
     def insert(self, table: Any) -> Any:
         return (sqlite.insert if self.dialect_name == "sqlite" else postgresql.insert)(table)
 
-    def _compile(self, statement: Any, parameters: Mapping[str, Any] | None) -> SQLCompiler:
-        if parameters is not None:
-            statement = statement.values(**parameters)
+    def _cursor(self) -> Any:
+        cursor = self._django.cursor()
+        if self.dialect_name == "postgresql":
+            from psycopg.types.datetime import TimestamptzLoader
+
+            # With USE_TZ = False Django's own loader drops the zone, which is that of the connection.
+            cursor.cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        return cursor
+
+    def _compile(self, statement: Any, parameters: Any = None) -> SQLCompiler:
+        if isinstance(statement, Insert) and parameters is not None:
+            # Django's executemany returns nothing: many rows are one statement here.
+            statement = statement.values(parameters)
+        elif parameters is not None:
+            statement = statement.params(parameters)
         compiled: SQLCompiler = statement.compile(
             dialect=self._dialect,
             schema_translate_map=self._schema_map,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS
+from django.utils.connection import ConnectionDoesNotExist
 
-from customer_jobs.django import jobs
+from customer_jobs.django import DjangoJobs
 from customer_jobs.errors import CustomerJobsError
 from customer_jobs.migrate import migrate, migration_sql
 
@@ -19,9 +21,13 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("action", choices=["migrate"], help="bring the database to this version's tables")
         parser.add_argument("--sql", action="store_true", help="print the script instead of running it")
+        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="the name in DATABASES; 'default' if left out")
 
-    def handle(self, *_: Any, sql: bool, **__: Any) -> None:
-        engine = jobs.engine
+    def handle(self, *_: Any, sql: bool, database: str, **__: Any) -> None:
+        try:
+            engine = DjangoJobs(database).engine
+        except ConnectionDoesNotExist as error:
+            raise CommandError(str(error)) from error
         try:
             if sql:
                 self.stdout.write(migration_sql(engine.url))
