@@ -95,6 +95,11 @@ class Success:
         }
 
 
+def refusal(response: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    """The `result` of a job that Stripe refused: its parsed error body, and no customer."""
+    return {"customer_id": None, "customer_email": None, "response": dict(response), "headers": dict(headers)}
+
+
 def success_of(
     kind: str, customer: Mapping[str, Any], *, headers: Mapping[str, str], replayed: bool, key_is_live: bool
 ) -> Success:
@@ -310,10 +315,17 @@ def retry_later(
     return row is not None
 
 
-def fail(transaction: Transaction, held: Claim, entry: Entry, *, error: Mapping[str, Any]) -> bool:
-    """Record that the job cannot be done; False if the lease was lost."""
+def fail(
+    transaction: Transaction,
+    held: Claim,
+    entry: Entry,
+    *,
+    error: Mapping[str, Any],
+    result: Mapping[str, Any] | None = None,
+) -> bool:
+    """Record that the job cannot be done, with Stripe's refusal if there was one; False if the lease was lost."""
     complete_attempt(transaction, held, entry)
-    return _fail(transaction, error, *_holds(held))
+    return _fail(transaction, error, *_holds(held), result=result)
 
 
 def fail_unclaimed(transaction: Transaction, job_id: str, *, error: Mapping[str, Any]) -> bool:
@@ -382,7 +394,12 @@ def _back_to_waiting(delay_seconds: float = 0) -> Update:
     )
 
 
-def _fail(transaction: Transaction, error: Mapping[str, Any], *conditions: ColumnElement[bool]) -> bool:
+def _fail(
+    transaction: Transaction,
+    error: Mapping[str, Any],
+    *conditions: ColumnElement[bool],
+    result: Mapping[str, Any] | None = None,
+) -> bool:
     row = _change(
         transaction,
         *conditions,
@@ -391,6 +408,7 @@ def _fail(transaction: Transaction, error: Mapping[str, Any], *conditions: Colum
         lease_expires_at=null(),
         finished_at=now(),
         first_sent_at=_first_sent_at(stays=jobs.c.reconciling),
+        result=null() if result is None else dict(result),
         error=dict(error),
     )
     if row is not None:

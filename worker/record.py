@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction
-from customer_jobs.lifecycle import Claim, Entry, entry_of, success_of
+from customer_jobs.lifecycle import Claim, Entry, entry_of, refusal, success_of
 from customer_jobs.problems import OUTCOME_UNKNOWN, RATE_LIMITED_TOO_LONG, WORKER_DIED, Problem
 from customer_jobs.vocabulary import Outcome, State, Verdict
 from worker.answers import Answer, Answered, Frozen, KeyRefused, KeyReused, NotAnswered, RateLimited, Transient
 from worker.credentials import pause
 from worker.retry import MOST_ABANDONED, GiveUp, History, RetryPolicy, TryAgain, plan_rate_limited, plan_retry
 
+MAX_REFUSAL_BYTES = 64 * 1024  #: Stripe's errors have one kilobyte; a larger one is not Stripe's.
 FIRST_LOOK_SECONDS = 1.0  #: Before the first look for a customer that may exist; Stripe's list has no delay.
 
 log = structlog.get_logger(__name__)
@@ -51,16 +54,19 @@ class Recorder:
         match answer:
             case RateLimited():
                 entry = entry_for(Verdict.RATE_LIMITED, answer, duration_ms)
-                return self.try_again(transaction, held, entry, problem)
+                return self.try_again(transaction, held, entry, problem, answer)
             case Transient():
-                return self.try_again(transaction, held, entry_for(Verdict.RETRY, answer, duration_ms), problem)
+                entry = entry_for(Verdict.RETRY, answer, duration_ms)
+                return self.try_again(transaction, held, entry, problem, answer)
             case KeyRefused():
                 pause(transaction, held, problem)
             case KeyReused() | Frozen():
                 log.error("idempotency key is stuck", job_id=held.job["id"], request_id=problem.request_id)
-        return give_up(transaction, held, entry_for(Verdict.FAILED, answer, duration_ms), problem)
+        return give_up(transaction, held, entry_for(Verdict.FAILED, answer, duration_ms), problem, answer)
 
-    def try_again(self, transaction: Transaction, held: Claim, entry: Entry, problem: Problem) -> Recorded:
+    def try_again(
+        self, transaction: Transaction, held: Claim, entry: Entry, problem: Problem, answer: NotAnswered | None = None
+    ) -> Recorded:
         """Plan the next attempt after one that did not get through."""
         past = lifecycle.past(transaction, held, entry)
         history = History(
@@ -80,7 +86,7 @@ class Recorder:
                     problem = replace(problem, code=RATE_LIMITED_TOO_LONG, message=reason)
                 elif entry.verdict is Verdict.ABANDONED:
                     problem = replace(problem, code=WORKER_DIED, message=reason)
-                return give_up(transaction, held, entry, problem, transient=True)
+                return give_up(transaction, held, entry, problem, answer, transient=True)
 
     def abandon(self, transaction: Transaction, held: Claim) -> Recorded:
         """End an attempt whose worker fell silent, and plan the next."""
@@ -121,19 +127,42 @@ def wait(
 
 
 def give_up(
-    transaction: Transaction, held: Claim, entry: Entry, problem: Problem, *, transient: bool = False
+    transaction: Transaction,
+    held: Claim,
+    entry: Entry,
+    problem: Problem,
+    answer: NotAnswered | None = None,
+    *,
+    transient: bool = False,
 ) -> Recorded:
     """Send nothing more: fail the job, or, where a create may have been executed, look for its customer."""
     if lifecycle.past(transaction, held, entry).ambiguous and not held.job["reconciling"]:
         return wait(transaction, held, entry, problem, FIRST_LOOK_SECONDS, reconciling=True)
-    return fail(transaction, held, entry, problem, transient=transient)
+    return fail(transaction, held, entry, problem, answer, transient=transient)
 
 
-def fail(transaction: Transaction, held: Claim, entry: Entry, problem: Problem, *, transient: bool = False) -> Recorded:
-    """End the job."""
+def fail(
+    transaction: Transaction,
+    held: Claim,
+    entry: Entry,
+    problem: Problem,
+    answer: NotAnswered | None = None,
+    *,
+    transient: bool = False,
+) -> Recorded:
+    """End the job, with what Stripe answered last if it could be read."""
     error = problem.envelope(credential=held.job["credential"], transient=transient)
-    still_held = lifecycle.fail(transaction, held, entry, error=error)
+    result = refusal(answer.body, answer.headers) if answer is not None and _can_be_kept(answer.body) else None
+    still_held = lifecycle.fail(transaction, held, entry, error=error, result=result)
     return Recorded(State.FAILED, code=problem.code or problem.type) if still_held else LATE
+
+
+def _can_be_kept(body: Any) -> bool:
+    """Whether there is a body, and one that the row can hold: whoever answers instead of Stripe may send anything."""
+    try:
+        return isinstance(body, dict) and len(json.dumps(body, allow_nan=False)) <= MAX_REFUSAL_BYTES
+    except (ValueError, RecursionError):
+        return False
 
 
 def succeed(

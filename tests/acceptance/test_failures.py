@@ -55,7 +55,7 @@ def test_a_customer_that_does_not_exist_fails_the_fetch_with_a_remedy(stack: Sta
     job = stack.jobs.fetch_customer(unique("cus_missing").replace("-", ""))
     ended = stack.wait_for_end(job)
 
-    assert (ended.state, ended.outcome, ended.attempt, ended.result) == ("failed", None, 1, None)
+    assert (ended.state, ended.outcome, ended.attempt) == ("failed", None, 1)
     (attempt,) = ended.attempts
     (request,) = stack.requests_of(job)
     assert (attempt.verdict, attempt.http_status, attempt.error_code) == ("failed", 404, "resource_missing")
@@ -71,6 +71,10 @@ def test_a_customer_that_does_not_exist_fails_the_fetch_with_a_remedy(stack: Sta
         "transient": False,
         "remedy": "check the customer id, and that credential 'default' and stripe_account are those it belongs to",
     }
+    assert ended.result is not None
+    assert (ended.result["customer_id"], ended.result["customer_email"]) == (None, None)
+    assert ended.result["response"]["error"]["message"] == ended.error["message"]
+    assert ended.result["headers"]["Request-Id"] == request.request_id
     event = stack.consumer.event_about(job.id)
     assert event["type"] == "customer_jobs.customer.fetch.failed"
     assert event["data"]["error"] == {
@@ -85,8 +89,10 @@ def test_a_body_that_stripe_refuses_fails_the_create_with_a_remedy(stack: Stack)
     job = stack.jobs.create_customer({"email": "not an address"})
     ended = stack.wait_for_end(job)
 
-    assert (ended.state, ended.attempt, ended.result) == ("failed", 1, None)
+    assert (ended.state, ended.attempt) == ("failed", 1)
     assert ended.error is not None
+    assert ended.result is not None
+    assert ended.result["response"]["error"]["param"] == "email"
     assert (ended.error["http_status"], ended.error["param"], ended.error["transient"]) == (400, "email", False)
     assert ended.error["remedy"] == "correct email and enqueue the job again"
     assert len(stack.requests_of(job)) == 1

@@ -50,9 +50,10 @@ def retry_later(engine: Engine, held: Claim, *, ambiguous: bool = False, delay_s
         return lifecycle.retry_later(transaction, held, end, delay_seconds=delay_seconds, error=ERROR, **how)
 
 
-def fail(engine: Engine, held: Claim, *, ambiguous: bool = False) -> bool:
+def fail(engine: Engine, held: Claim, *, ambiguous: bool = False, result: dict[str, Any] | None = None) -> bool:
     with writing(engine) as transaction:
-        return lifecycle.fail(transaction, held, entry(Verdict.FAILED, ambiguous=ambiguous), error=ERROR)
+        end = entry(Verdict.FAILED, ambiguous=ambiguous)
+        return lifecycle.fail(transaction, held, end, error=ERROR, result=result)
 
 
 #: The ends that the holder of a claim may record.
@@ -221,6 +222,22 @@ def test_a_failure_is_recorded_with_its_event(engine: Engine) -> None:
     (event,) = events_of(engine, held.job["id"])
     assert event["type"] == "customer_jobs.customer.create.failed"
     assert event["data"]["error"] == {"type": "api_error", "code": "x", "http_status": 500, "request_id": "req_1"}
+
+
+def test_what_stripe_refused_with_is_kept_in_the_row_and_not_in_the_event(engine: Engine) -> None:
+    held = claimed(engine)
+    said = {"error": {"message": "Invalid email address: jenny"}}
+
+    assert fail(engine, held, result=lifecycle.refusal(said, {"Request-Id": "req_1"}))
+
+    assert job_row(engine, held.job["id"])["result"] == {
+        "customer_id": None,
+        "customer_email": None,
+        "response": said,
+        "headers": {"Request-Id": "req_1"},
+    }
+    (event,) = events_of(engine, held.job["id"])
+    assert "Invalid email" not in str(event)
 
 
 @pytest.mark.parametrize("end", ENDS)
