@@ -46,11 +46,22 @@ def rescue(engine: Engine, holder: str, abandon: Callable[[Transaction, Claim], 
         if not still_leads(transaction, holder):
             return 0
         unclaimed = lifecycle.rescue_unclaimed(transaction)
-        silent = lifecycle.expired(transaction, RESCUE_AT_ONCE)
-        for held in silent:
-            abandon(transaction, held)
+        silent = [
+            held for held in lifecycle.expired(transaction, RESCUE_AT_ONCE) if _is_abandoned(transaction, held, abandon)
+        ]
     for held in silent:
         log.warning("attempt abandoned", job_id=held.job["id"], attempt=held.number)
     if unclaimed:
         log.info("rescued unclaimed jobs", jobs=unclaimed)
     return unclaimed + len(silent)
+
+
+def _is_abandoned(transaction: Transaction, held: Claim, abandon: Callable[[Transaction, Claim], object]) -> bool:
+    try:
+        with transaction.savepoint():
+            abandon(transaction, held)
+    except Exception:
+        # One job that cannot be ended must not keep all the others from it.
+        log.exception("attempt not ended", job_id=held.job["id"], attempt=held.number)
+        return False
+    return True
