@@ -58,6 +58,11 @@ def _customers(sandbox: "Sandbox", arguments: Json) -> list[Json]:
     return sandbox.customers(arguments.get("account"), arguments.get("mode"))
 
 
+def _add_customer(sandbox: "Sandbox", arguments: Json) -> Json:
+    fields = dict(arguments)
+    return sandbox.add_customer(fields.pop("id"), **fields)
+
+
 def _add_fault(sandbox: "Sandbox", arguments: Json) -> Json:
     return sandbox.faults.add(**arguments).document()
 
@@ -120,7 +125,7 @@ def _send_event(sandbox: "Sandbox", arguments: Json) -> Json:
 DOORS: dict[str, dict[str, Door]] = {
     "/_sandbox/health": {"GET": _health},
     "/_sandbox/requests": {"GET": _requests},
-    "/_sandbox/customers": {"GET": _customers},
+    "/_sandbox/customers": {"GET": _customers, "POST": _add_customer},
     "/_sandbox/faults": {"GET": _faults, "POST": _add_fault, "DELETE": _clear_faults},
     "/_sandbox/limits": {"GET": _limits, "POST": _limits},
     "/_sandbox/latency": {"POST": _latency},

@@ -137,6 +137,16 @@ class Sandbox:
                 found += self._store.all_customers(owner, its_mode)
         return [dict(customer) for customer in found]
 
+    def add_customer(
+        self, customer_id: str, *, account: str = DEFAULT_ACCOUNT, mode: Mode = "test", **fields: object
+    ) -> Json:
+        """A customer who was there before the application, with this very id; nobody is told of it.
+
+        Raises:
+            ValueError: the id is taken.
+        """
+        return dict(self._store.add(account, mode, customer_id, dict(fields)))
+
     def update_customer(self, customer_id: str, **changes: object) -> Json:
         """The customer changed behind the application's back, as from the dashboard; fields as in its object.
 

@@ -116,11 +116,22 @@ class Store:
     def ensure(self, account: str, mode: Mode, customer_id: str) -> None:
         """A customer with this very id is there; nobody is told of it."""
         with self._lock:
+            if not self._shelf(account, mode).knows(customer_id):
+                self.add(account, mode, customer_id, {"email": f"{customer_id}@example.com", "name": "Sandbox"})
+
+    def add(self, account: str, mode: Mode, customer_id: str, params: Json) -> Json:
+        """A new customer with this very id; nobody is told of it.
+
+        Raises:
+            ValueError: it is there already, or was.
+        """
+        with self._lock:
             shelf = self._shelf(account, mode)
-            if not shelf.knows(customer_id):
-                params = {"email": f"{customer_id}@example.com", "name": "Sandbox"}
-                created = int(self._clock())
-                shelf.add(new_customer(customer_id, created, livemode=mode == "live", params=params))
+            if shelf.knows(customer_id):
+                raise ValueError(f"{customer_id!r} is taken")
+            customer = new_customer(customer_id, int(self._clock()), livemode=mode == "live", params=params)
+            shelf.add(customer)
+            return customer
 
     def retrieve(self, account: str, mode: Mode, customer_id: str) -> Json:
         """The customer, or what is left of a deleted one.

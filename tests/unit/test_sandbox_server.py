@@ -211,6 +211,14 @@ def test_another_process_can_configure_webhooks_without_reading_secrets(sandbox:
     assert none == []
 
 
+def test_a_customer_comes_with_an_id_of_ones_choice_by_the_control_door(sandbox: Sandbox) -> None:
+    status, added = control(sandbox, "POST", "customers", id="cus_ABC123XYZ456", account="acct_shop", name="Jenny")
+
+    assert (status, added["id"], added["name"]) == (200, "cus_ABC123XYZ456", "Jenny")
+    assert customers(sandbox).retrieve("cus_ABC123XYZ456").to_dict() == added
+    assert control(sandbox, "POST", "customers", id="cus_ABC123XYZ456", account="acct_shop")[0] == 400
+
+
 @pytest.mark.parametrize(
     ("method", "door", "arguments", "status"),
     [
