@@ -84,6 +84,9 @@ def configuration() -> dict[str, Any]:
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
             "health_check_interval": 10,
+            # Of all messages only those of customer.enqueue stay unacknowledged, for seconds: one whose worker was
+            # killed goes to another in minutes, not in Celery's hour. Doubled, it is the same job.
+            "visibility_timeout": 60,
         },
         "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1},
     }
@@ -100,7 +103,9 @@ def task(kind: Kind, *, retry: RetryPolicy) -> Callable[[Call], Task]:
     _retries[kind] = retry
 
     def register(call: Call) -> Task:
-        @app.task(bind=True, name=kind.value, throws=(TaskFailed,), __doc__=call.__doc__)
+        @app.task(
+            bind=True, name=kind.value, throws=(TaskFailed,), Request="worker.messages:Message", __doc__=call.__doc__
+        )
         def make_attempt(self: Task, *args: Any, **kwargs: Any) -> str:
             job_id = _only_a_job_id(args, kwargs)
             try:

@@ -8,6 +8,8 @@ import traceback
 
 import structlog
 
+from worker.messages import WithoutMessages
+
 #: These log URLs with parameters, or bodies, below WARNING.
 _TALKATIVE = ("stripe", "urllib3", "requests", "kombu", "amqp", "sqlalchemy", "redis", "asyncio", "psycopg")
 
@@ -57,3 +59,4 @@ def configure_logging(level: str) -> None:
     root.setLevel(level)
     for name in _TALKATIVE + _REPEATING:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(WithoutMessages())
