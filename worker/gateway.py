@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import ssl
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import requests
 import stripe
 import urllib3
 
@@ -26,11 +27,15 @@ from worker.answers import (
 from worker.credentials import Key
 from worker.pace import Pace
 from worker.settings import Settings
+from worker.transport import Heard, Transport
 
 CONNECT_TIMEOUT_SECONDS = 5  #: Stripe accepts connections at once or is out of reach.
-READ_TIMEOUT_SECONDS = 30  #: For each read; Stripe's slowest creates take seconds. The library's default is 80.
+READ_TIMEOUT_SECONDS = 30  #: For the whole answer; Stripe's slowest creates take seconds.
 
 ACCOUNT_TIMEOUT_SECONDS = 3  #: Asked while a worker starts, which does not depend on the answer.
+
+_PERMISSION = re.compile(r"'(rak_\w+)' permission")  # What a 403 says that the key lacks.
+_CUSTOMERS = "rak_customer_"  #: The permissions without which no job of ours can succeed.
 
 _JSON = dict[str, Any]
 
@@ -40,6 +45,14 @@ def fingerprint(key: str) -> str:
     return "key_" + hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
+def _is_customer(body: Any) -> bool:
+    return isinstance(body, dict) and isinstance(body.get("id"), str) and body.get("object") == "customer"
+
+
+def _is_list(body: Any) -> bool:
+    return isinstance(body, dict) and isinstance(body.get("data"), list) and all(map(_is_customer, body["data"]))
+
+
 class Gateway:
     """Calls Stripe with the key of a credential.
 
@@ -47,13 +60,17 @@ class Gateway:
     Source: https://github.com/stripe/stripe-python/issues/1124
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, read_timeout_seconds: float = READ_TIMEOUT_SECONDS) -> None:
         self._settings = settings
+        self._timeouts = (CONNECT_TIMEOUT_SECONDS, read_timeout_seconds)
+        self._transport = Transport(settings.stripe_api_base, answer_seconds=read_timeout_seconds)
         self._clients: dict[str, stripe.StripeClient] = {}
         self._accounts: dict[str, str] = {}
         self._pace = Pace()
         self._lock = threading.Lock()
         stripe.enable_telemetry = False  # It writes a file under HOME, and fails where there is none.
+        stripe.log = None  # With STRIPE_LOG=debug, meant for an app, it prints customers' data.
+        stripe._util.STRIPE_LOG = None  # noqa: SLF001 - read once, when it is imported
         stripe.set_app_info("customer-jobs", version=__version__)
 
     def knows(self, credential: str) -> bool:
@@ -91,7 +108,7 @@ class Gateway:
         options = _options(stripe_account) | {"idempotency_key": idempotency_key}
         self._pace.wait(("create", credential, stripe_account), self._settings.rate_limit_create)
         client = self._client(credential)
-        return _call(lambda: client.v1.customers.create(params, options), creates=True)  # type: ignore[arg-type]
+        return self._call(lambda: client.v1.customers.create(params, options), creates=True)  # type: ignore[arg-type]
 
     def fetch_customer(
         self, customer_id: str, *, expand: Sequence[str] = (), credential: str, stripe_account: str | None
@@ -101,27 +118,48 @@ class Gateway:
         client = self._client(credential)
         options = _options(stripe_account)
         self._pace.wait(("fetch", credential, stripe_account), self._settings.rate_limit_fetch)
-        return _call(lambda: client.v1.customers.retrieve(customer_id, params, options), creates=False)  # type: ignore[arg-type]
+        return self._call(lambda: client.v1.customers.retrieve(customer_id, params, options), creates=False)  # type: ignore[arg-type]
 
     def list_customers(self, params: Mapping[str, Any], *, credential: str, stripe_account: str | None) -> Answer:
         """GET /v1/customers, one page. Source: https://docs.stripe.com/api/customers/list"""
         client = self._client(credential)
         options = _options(stripe_account)
         self._pace.wait(("list", credential, stripe_account), self._settings.rate_limit_fetch)
-        return _call(lambda: client.v1.customers.list(params, options), creates=False, expected=_is_list)  # type: ignore[arg-type]
+        return self._call(lambda: client.v1.customers.list(params, options), creates=False, expected=_is_list)  # type: ignore[arg-type]
+
+    def _call(
+        self, call: Callable[[], Any], *, creates: bool, expected: Callable[[Any], bool] = _is_customer
+    ) -> Answer:
+        heard = self._transport.listen()
+        try:
+            response = call().last_response
+        except stripe.APIConnectionError as error:
+            return _lost(error, heard(), creates=creates)
+        except stripe.StripeError as error:
+            return _refusal(error, heard(), creates=creates)
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            # The library could not make an object of what came back.
+            return Transient(_unreadable(heard(), type(error).__name__), heard().headers, ambiguous=creates)
+        body = response.data
+        if not expected(body):
+            return Transient(_unreadable(heard(), "no customer"), heard().headers, ambiguous=creates)
+        headers = dict(response.headers)
+        return Answered(body, headers, response.code, response.request_id, replayed=_is_replay(headers))
 
     def close(self) -> None:
-        """Close the connections of the calling thread."""
-        for client in self._clients.values():
-            client._requestor._client.close()  # type: ignore[union-attr]  # noqa: SLF001 - no public way to close one
+        """Close the connections to Stripe."""
+        self._transport.close()
 
     def _account_of(self, credential: str) -> str | None:
         if credential not in self._accounts:
-            patience = stripe.RequestsClient(timeout=ACCOUNT_TIMEOUT_SECONDS)
+            impatient = Transport(self._settings.stripe_api_base, answer_seconds=ACCOUNT_TIMEOUT_SECONDS)
+            client = self._new_client(credential, impatient, ACCOUNT_TIMEOUT_SECONDS)
             try:
-                account = self._new_client(credential, patience).v1.accounts.retrieve_current()
-            except (stripe.StripeError, AttributeError, KeyError, TypeError, ValueError):
+                account = client.v1.accounts.retrieve_current()
+            except (stripe.StripeError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 return None  # Out of reach, or a restricted key that may not ask: the fingerprint stands in.
+            finally:
+                impatient.close()
             if isinstance(account.id, str):
                 self._accounts[credential] = account.id
         return self._accounts.get(credential)
@@ -129,16 +167,17 @@ class Gateway:
     def _client(self, credential: str) -> stripe.StripeClient:
         with self._lock:
             if credential not in self._clients:
-                transport = stripe.RequestsClient(timeout=(CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS))
-                self._clients[credential] = self._new_client(credential, transport)
+                self._clients[credential] = self._new_client(credential, self._transport, self._timeouts)
             return self._clients[credential]
 
-    def _new_client(self, credential: str, transport: stripe.HTTPClient) -> stripe.StripeClient:
+    def _new_client(
+        self, credential: str, transport: Transport, timeouts: float | tuple[float, float]
+    ) -> stripe.StripeClient:
         return stripe.StripeClient(
             self._settings.stripe_api_keys[credential].get_secret_value(),
             base_addresses={"api": self._settings.stripe_api_base},
             max_network_retries=0,  # The job table is the only layer that retries.
-            http_client=transport,
+            http_client=stripe.RequestsClient(timeout=timeouts, session=transport.session),
         )
 
 
@@ -146,45 +185,19 @@ def _options(stripe_account: str | None) -> _JSON:
     return {"stripe_account": stripe_account} if stripe_account else {}
 
 
-def _is_customer(body: Any) -> bool:
-    return isinstance(body, dict) and isinstance(body.get("id"), str) and body.get("object") == "customer"
-
-
-def _is_list(body: Any) -> bool:
-    return isinstance(body, dict) and isinstance(body.get("data"), list) and all(map(_is_customer, body["data"]))
-
-
-def _call(call: Callable[[], Any], *, creates: bool, expected: Callable[[Any], bool] = _is_customer) -> Answer:
-    try:
-        response = call().last_response
-    except stripe.APIConnectionError as error:
-        problem = Problem(type="api_connection_error", code=NO_ANSWER, message=_network_error(error))
-        return Transient(problem, ambiguous=creates and not _was_never_sent(error))
-    except stripe.StripeError as error:
-        return _refusal(error, creates=creates)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        # The library could not make an object of what came back.
-        return Transient(_unreadable(None, None, type(error).__name__), ambiguous=creates)
-    body = response.data
-    if not expected(body):
-        return Transient(_unreadable(response.code, response.request_id, "no customer"), ambiguous=creates)
-    headers = dict(response.headers)
-    return Answered(body, headers, response.code, response.request_id, replayed=_is_replay(headers))
-
-
-def _refusal(error: stripe.StripeError, *, creates: bool) -> Answer:
+def _refusal(error: stripe.StripeError, heard: Heard, *, creates: bool) -> Answer:
     """What an error of Stripe's means; judged on status and body, since `error.code` is None on most classes."""
-    headers = {**(error.headers or {})}
+    headers = heard.headers
     status = error.http_status
     reason = _header(headers, "stripe-rate-limited-reason")
     body = error.json_body if isinstance(error.json_body, dict) else None
     details = body.get("error") if body is not None else None
     if not isinstance(details, dict):
-        problem = _unreadable(status, error.request_id, "no error object")
+        problem = _unreadable(heard, "no error object")
         if status == 429 and reason:
             return RateLimited(problem, headers, body, reason=reason)
         return Transient(problem, headers, body, ambiguous=creates)
-    problem = problem_of(details, http_status=status, request_id=error.request_id)
+    problem = problem_of(details, http_status=status, request_id=_header(headers, "request-id"))
     replayed = _is_replay(headers)
     match status:
         case 429 if reason or problem.code == "rate_limit":
@@ -199,15 +212,34 @@ def _refusal(error: stripe.StripeError, *, creates: bool) -> Answer:
             return KeyReused(problem, headers, body)
         case 401:
             return KeyRefused(problem, headers, body)
-        case 403 if problem.code != "account_invalid":
+        case 403 if _concerns_the_key(problem):
             return KeyRefused(problem, headers, body)
         case _:
             return Rejected(problem, headers, body, replayed)
 
 
-def _unreadable(status: int | None, request_id: str | None, why: str) -> Problem:
+def _concerns_the_key(problem: Problem) -> bool:
+    """Whether a 403 would meet every job of the key, and not only those for one account or with one expansion."""
+    lacking = _PERMISSION.search(problem.message or "")
+    return problem.code != "account_invalid" and (lacking is None or lacking[1].startswith(_CUSTOMERS))
+
+
+def _lost(error: stripe.APIConnectionError, heard: Heard, *, creates: bool) -> Answer:
+    """What no answer means, or one that broke off."""
+    if heard.http_status is None:
+        problem = Problem(type="api_connection_error", code=NO_ANSWER, message=_network_error(error))
+        return Transient(problem, ambiguous=creates and not _was_never_sent(error))
+    problem = _unreadable(heard, "it broke off")
+    reason = _header(heard.headers, "stripe-rate-limited-reason")
+    if heard.http_status == 429 and reason:
+        return RateLimited(problem, heard.headers, reason=reason)
+    return Transient(problem, heard.headers, ambiguous=creates)
+
+
+def _unreadable(heard: Heard, why: str) -> Problem:
     message = f"the answer cannot be read ({why})"
-    return Problem("api_error", UNREADABLE_ANSWER, message, request_id=request_id, http_status=status)
+    request_id = _header(heard.headers, "request-id")
+    return Problem("api_error", UNREADABLE_ANSWER, message, request_id=request_id, http_status=heard.http_status)
 
 
 def _network_error(error: stripe.APIConnectionError) -> str:
@@ -217,13 +249,26 @@ def _network_error(error: stripe.APIConnectionError) -> str:
 
 
 def _was_never_sent(error: stripe.APIConnectionError) -> bool:
-    cause = error.__cause__
-    if isinstance(cause, requests.exceptions.ConnectTimeout):
-        return True
-    reason = (
-        getattr(cause.args[0], "reason", None) if isinstance(cause, requests.ConnectionError) and cause.args else None
+    """Whether the connection itself did not come about: no host, no proxy, no trust."""
+    return any(
+        isinstance(
+            each,
+            urllib3.exceptions.NewConnectionError
+            | urllib3.exceptions.ConnectTimeoutError
+            | urllib3.exceptions.ProxyError
+            | ssl.SSLCertVerificationError,
+        )
+        for each in _reasons(error.__cause__)
     )
-    return isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError)
+
+
+def _reasons(error: object) -> Iterator[object]:
+    """The errors inside one another, as requests and urllib3 pack them."""
+    for _ in range(5):
+        if not isinstance(error, BaseException):
+            return
+        yield error
+        error = getattr(error, "reason", None) or next(iter(error.args), None)
 
 
 def _is_replay(headers: Mapping[str, str]) -> bool:
