@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from customer_jobs.errors import (
         ConflictError,
         CustomerJobsError,
+        InvalidDocument,
         InvalidJob,
         InvalidSetting,
         NotRetryable,
@@ -27,6 +28,7 @@ __all__ = [
     "Customer",
     "CustomerJobs",
     "CustomerJobsError",
+    "InvalidDocument",
     "InvalidJob",
     "InvalidSetting",
     "Job",
@@ -47,6 +49,7 @@ _MODULES = {
     "errors": (
         "ConflictError",
         "CustomerJobsError",
+        "InvalidDocument",
         "InvalidJob",
         "InvalidSetting",
         "NotRetryable",

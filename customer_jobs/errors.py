@@ -21,6 +21,17 @@ class InvalidJob(CustomerJobsError, ValueError):
         super().__init__(f"{field}: {problem}")
 
 
+class InvalidDocument(InvalidJob):
+    """Change the low-code component's document and run it again; nothing was enqueued."""
+
+    def __init__(self, field: str, problem: str, *, number: int | None = None) -> None:
+        super().__init__(field, problem)
+        self.number = number  #: Which of several documents, counted from 1.
+        place = "" if number is None else f"document {number}: "
+        # Without a field it is about the document as a whole.
+        self.args = (f"{place}{field}: {problem}" if field else f"{place}{problem}",)
+
+
 class ConflictError(CustomerJobsError):
     """The external_id already belongs to a job with another body: read `job`, or choose another id."""
 

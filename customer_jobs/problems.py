@@ -14,6 +14,8 @@ UNKNOWN_CREDENTIAL = "unknown_credential"
 WORKER_DIED = "worker_died"
 NO_ANSWER = "no_answer"
 UNREADABLE_ANSWER = "unreadable_answer"
+STILL_RUNNING = "still_running"
+CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import groupby, islice
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, desc, func, or_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, desc, literal_column, or_, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
@@ -26,7 +26,7 @@ from customer_jobs.database import (
 from customer_jobs.environment import setting
 from customer_jobs.errors import ConflictError, InvalidJob, InvalidSetting, NotRetryable, UnknownJob
 from customer_jobs.job import Customer, Job, attempt_from_row, customer_from_row, job_from_row
-from customer_jobs.schema import attempts, customers, jobs
+from customer_jobs.schema import HOLDS_EXTERNAL_ID, attempts, customers, job_account, jobs
 from customer_jobs.sql import is_one_of, now
 from customer_jobs.vocabulary import Kind, State
 
@@ -109,7 +109,7 @@ class CustomerJobs:
         priority: str | int = "default",
         due_at: datetime | None = None,
         context: Any = None,
-        session: Session | Connection | None = None,
+        session: Session | Connection | Transaction | None = None,
     ) -> Job:
         """The job that will fetch a customer; an equal one that is still waiting is that job.
 
@@ -279,9 +279,8 @@ class CustomerJobs:
         """The job made of `row`, or the one that already stands in its place if it is the same; else ConflictError."""
         if made is not None:
             return job_from_row(made)
-        by_id = jobs.c.id == row["id"]
-        holder = select(*jobs.c).where(or_(by_id, _holds_external_id(row)) if row.get("external_id") else by_id)
-        found = transaction.rows(holder)
+        found = transaction.rows(select(*jobs.c).where(_holds_external_id(row))) if row.get("external_id") else []
+        found = found or transaction.rows(select(*jobs.c).where(jobs.c.id == row["id"]))
         if not found:
             # It was released between the two statements: the way is free now.
             return self._insert(transaction, [row])[0]
@@ -330,8 +329,12 @@ class CustomerJobs:
         return found[0]
 
     @contextmanager
-    def _transaction(self, session: Session | Connection | None, *, only_reads: bool = False) -> Iterator[Transaction]:
-        if session is None:
+    def _transaction(
+        self, session: Session | Connection | Transaction | None, *, only_reads: bool = False
+    ) -> Iterator[Transaction]:
+        if isinstance(session, Transaction):
+            yield session  # Of another call of ours, which this one is a part of.
+        elif session is None:
             with (reading if only_reads else writing)(self.engine, self._schema) as transaction:
                 yield transaction
         elif isinstance(session, Session | Connection):
@@ -411,14 +414,11 @@ def _states(state: str | Iterable[str]) -> list[str]:
 
 def _holds_external_id(row: Row) -> Any:
     """The rows that the unique index `jobs_external_id` compares `row` with."""
-    certain_that_none = and_(jobs.c.state == State.FAILED, jobs.c.first_sent_at.is_(None))
     return and_(
         jobs.c.credential == row["credential"],
-        func.coalesce(jobs.c.stripe_account, "") == (row["stripe_account"] or ""),
+        job_account == str(row["stripe_account"] or ""),
         jobs.c.external_id == row["external_id"],
-        jobs.c.kind == Kind.CUSTOMER_CREATE,
-        jobs.c.state != State.CANCELLED,
-        ~certain_that_none,
+        literal_column(f"({HOLDS_EXTERNAL_ID})"),
     )
 
 

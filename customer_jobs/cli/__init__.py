@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from customer_jobs.cli import jobs, local, operate
+from customer_jobs.cli import components, jobs, local, operate
 from customer_jobs.cli.exits import PROGRAM, Commands
 
 HELP = """Stripe customers as durable jobs: create them, fetch them, see what became of it.
@@ -35,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
 )
 app.add_typer(jobs.commands)
+app.add_typer(components.commands)
 app.add_typer(operate.commands)
 app.add_typer(local.commands)
 

@@ -22,7 +22,29 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d"
 
 def json_value(flag: str, text: str) -> Any:
     """The JSON value in the text itself, in the file of `@FILE`, or on standard input for `-`."""
-    contents = _contents(flag, text)
+    hint = "" if text[:1] in {"@", "-"} else '; quote it for your shell, as in \'{"name": "Jenny"}\', or give @FILE'
+    return _parsed(flag, _contents(flag, text), hint)
+
+
+def documents(flag: str, file: str) -> tuple[Any, bool]:
+    """The JSON value in a file, or on standard input for `-`; True beside a list that is a value on each line."""
+    contents = _contents(flag, file if file == "-" else f"@{file}")
+    # Only at line feeds: a text in JSON may hold any other character that ends a line.
+    lines = [(number, line) for number, line in enumerate(contents.split("\n"), start=1) if line.strip()]
+    if len(lines) > 1 and _is_whole(lines[0][1]):
+        return [_parsed(f"{flag}: line {number}", line) for number, line in lines], True
+    return _parsed(flag, contents), False
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(flag: str, contents: str, hint: str = "") -> Any:
     try:
         return json.loads(contents)
     except RecursionError:
@@ -30,7 +52,6 @@ def json_value(flag: str, text: str) -> Any:
     except json.JSONDecodeError as error:
         # The text itself is not shown: it may be personal.
         problem = f"is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        hint = "" if text[:1] in {"@", "-"} else '; quote it for your shell, as in \'{"name": "Jenny"}\', or give @FILE'
         raise InvalidJob(flag, problem + hint) from None
     except ValueError as error:
         raise InvalidJob(flag, f"is not JSON: {str(error).partition(';')[0].lower()}") from None

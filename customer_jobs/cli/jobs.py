@@ -72,7 +72,7 @@ def create(
     parameters = arguments.body(body, fields, metadata or ())
     own = None if context is None else arguments.json_value("--context", context)
     due = None if due_at is None else arguments.moment("--due-at", due_at, past=False)
-    with _open() as customer_jobs:
+    with open_jobs() as customer_jobs:
         job = customer_jobs.create_customer(
             parameters,
             external_id=external_id,
@@ -117,7 +117,7 @@ def fetch(
     wait = arguments.seconds("--wait", wait)
     own = None if context is None else arguments.json_value("--context", context)
     due = None if due_at is None else arguments.moment("--due-at", due_at, past=False)
-    with _open() as customer_jobs:
+    with open_jobs() as customer_jobs:
         job = customer_jobs.fetch_customer(
             customer_id,
             expand=expand or (),
@@ -147,7 +147,7 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
     from customer_jobs.cli import show as page
     from customer_jobs.errors import CustomerJobsError, UnknownJob
 
-    with _open() as customer_jobs:
+    with open_jobs() as customer_jobs:
         job = customer_jobs.get(job_id)
     if job is None and job_id.startswith(("cus_", "req_")):
         flag = "--customer" if job_id.startswith("cus_") else "--request"
@@ -191,7 +191,7 @@ def list_jobs(
 
     if kind is not None and kind not in set(Kind):
         raise InvalidJob("kind", f"unknown kind {kind[:60]!r}; known are {', '.join(Kind)}")
-    with _open() as customer_jobs:
+    with open_jobs() as customer_jobs:
         last = None if before is None else customer_jobs.get(before)
         if before is not None and last is None:
             raise UnknownJob(repr(before))
@@ -232,7 +232,7 @@ def retry(job_id: JobId, wait: Wait = None, as_json: AsJson = False) -> None:
     from customer_jobs.cli import arguments
 
     wait = arguments.seconds("--wait", wait)
-    with _open() as customer_jobs:
+    with open_jobs() as customer_jobs:
         _tell(customer_jobs, customer_jobs.retry(job_id), wait, as_json=as_json)
 
 
@@ -249,7 +249,7 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     from customer_jobs.cli import show as page
     from customer_jobs.errors import UnknownJob
 
-    with _open() as customer_jobs:
+    with open_jobs() as customer_jobs:
         cancelled = customer_jobs.cancel(job_id)
         job = customer_jobs.get(job_id)
     if job is None:
@@ -264,7 +264,8 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _open() -> Iterator[CustomerJobs]:
+def open_jobs() -> Iterator[CustomerJobs]:
+    """The table of DATABASE_URL, closed at the end."""
     # SQLAlchemy takes most of the time of a command; `--help` does without.
     from customer_jobs.producer import CustomerJobs
 
