@@ -151,6 +151,9 @@ jobs = Table(
     ).ddl_if(dialect="sqlite"),
 )
 
+#: The account of a job, '' being the key's own, as the indexes spell it: a parameter would hide them.
+job_account: ColumnElement[str] = func.coalesce(jobs.c.stripe_account, literal_column("''"))
+
 #: Whether a `customer.create` keeps its external_id: not once it is certain that it made no customer.
 HOLDS_EXTERNAL_ID = (
     "external_id IS NOT NULL AND kind = 'customer.create' AND state <> 'cancelled' "

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import desc, func, select
+from sqlalchemy import desc, select
 
 from customer_jobs.database import Transaction
 from customer_jobs.lifecycle import Success
-from customer_jobs.schema import customers, jobs
+from customer_jobs.schema import customers, job_account, jobs
 from customer_jobs.sql import is_one_of, now
 from customer_jobs.vocabulary import FINAL_STATES, Kind, Outcome
 
@@ -50,7 +50,7 @@ def _linked(transaction: Transaction, job: Mapping[str, Any], livemode: bool) ->
         return known
     linking = select(jobs.c.id).where(
         jobs.c.credential == job["credential"],
-        func.coalesce(jobs.c.stripe_account, "") == (job["stripe_account"] or ""),
+        job_account == str(job["stripe_account"] or ""),
         jobs.c.external_id == job["external_id"],
         is_one_of(jobs.c.kind, [Kind.CUSTOMER_FETCH]),
         jobs.c.state.not_in(FINAL_STATES),

@@ -14,12 +14,13 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
+from customer_jobs.lanes import Lane, in_flight, lanes_with_work
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import Kind
 from worker.credentials import paused
-from worker.dispatcher.lanes import Allowance, Lane, in_flight, lanes_with_work, limited_lately, next_jobs
+from worker.dispatcher.lanes import Allowance, limited_lately, next_jobs
 from worker.dispatcher.leader import leads
 from worker.settings import Settings
 

@@ -1,4 +1,4 @@
-"""The lanes as rows: which have work, what may leave them, and how they slow down when Stripe turns calls away."""
+"""What may leave the lanes: the buckets as rows, the next jobs, and how a lane slows when Stripe turns calls away."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     CompoundSelect,
@@ -15,17 +15,16 @@ from sqlalchemy import (
     Update,
     bindparam,
     func,
-    lateral,
     literal,
     select,
-    true,
     tuple_,
     union_all,
     update,
 )
 
 from customer_jobs.database import Transaction
-from customer_jobs.schema import attempts, is_in_flight, is_waiting, jobs, lanes
+from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane
+from customer_jobs.schema import attempts, is_waiting, jobs, lanes
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import Kind, Priority, Verdict
 from worker.dispatcher.limits import Bucket, is_limiting
@@ -33,41 +32,9 @@ from worker.settings import Settings
 
 AGEING_SECONDS = 15 * 60  #: A job due for longer counts one priority higher.
 LANES_AT_ONCE = 25  #: In one statement, four parts each.
-RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
-WHOLE_ACCOUNT = "*"  #: The `kind` of the row that stands for everything a credential does.
 #: Source: https://docs.stripe.com/rate-limits
 ACCOUNT_LIMIT_LIVE_PER_SECOND = 100.0
 ACCOUNT_LIMIT_TEST_PER_SECOND = 25.0
-
-
-class Lane(NamedTuple):
-    """What one of Stripe's endpoint limits applies to, as the index `jobs_dispatch` orders it."""
-
-    credential: str
-    stripe_account: str  #: '' is the key's own account.
-    reconciling: bool
-    kind: str
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Its row in `lanes`."""
-        return Endpoint(self.credential, self.stripe_account, RECONCILE if self.reconciling else self.kind)
-
-    @property
-    def account(self) -> Endpoint:
-        """The row of the whole credential."""
-        return Endpoint(self.credential, "", WHOLE_ACCOUNT)
-
-
-class Endpoint(NamedTuple):
-    """The key of a row in `lanes`."""
-
-    credential: str
-    stripe_account: str
-    kind: str
-
-
-LANE_COLUMNS = (jobs.c.credential, func.coalesce(jobs.c.stripe_account, ""), jobs.c.reconciling, jobs.c.kind)
 
 
 @dataclass(frozen=True)
@@ -77,40 +44,6 @@ class Candidate:
     priority: int  #: With its age counted in.
     due_at: datetime
     job_id: str
-
-
-def lanes_with_work(transaction: Transaction) -> list[Lane]:
-    """The lanes in which something waits: one look into the index for each, however many jobs there are."""
-    if transaction.dialect_name == "sqlite":
-        return _hop_by_hop(transaction)
-    return [Lane._make(row.values()) for row in transaction.rows(_lanes_query())]
-
-
-# The statements of a look are built once: building them anew took longer than executing them.
-@cache
-def _lanes_query() -> Select[Any]:
-    names = ("credential", "stripe_account", "reconciling", "kind")
-    first = select(*(column.label(name) for column, name in zip(LANE_COLUMNS, names, strict=True)))
-    lane = first.where(is_waiting()).order_by(*LANE_COLUMNS).limit(1).cte("lane", recursive=True)
-    behind = _first_lane().where(tuple_(*LANE_COLUMNS) > tuple_(*lane.c))
-    following = lateral(behind, name="following")
-    return select(*lane.union_all(select(*following.c).select_from(lane.join(following, true()))).c)
-
-
-@cache
-def _first_lane() -> Select[Any]:
-    return select(*LANE_COLUMNS).where(is_waiting()).order_by(*LANE_COLUMNS).limit(1)
-
-
-def _hop_by_hop(transaction: Transaction) -> list[Lane]:
-    """The same on SQLite, which has no LATERAL."""
-    found: list[Lane] = []
-    query = _first_lane()
-    while row := transaction.row(query):
-        lane = Lane._make(row.values())
-        found.append(lane)
-        query = _first_lane().where(tuple_(*LANE_COLUMNS) > tuple_(*map(literal, lane)))
-    return found
 
 
 def next_jobs(transaction: Transaction, wanted: Mapping[Lane, int]) -> dict[Lane, list[Candidate]]:
@@ -157,17 +90,6 @@ def _next_of(place: int, priority: Priority) -> Select[Any]:
     )
     # SQLite allows no ORDER BY within a UNION, but in a subquery of one.
     return select(look.subquery())
-
-
-def in_flight(transaction: Transaction) -> dict[Lane, int]:
-    """How many jobs of each lane somebody holds a lease on."""
-    rows = (tuple(row.values()) for row in transaction.rows(_in_flight_query()))
-    return {Lane(*lane): count for *lane, count in rows}
-
-
-@cache
-def _in_flight_query() -> Select[Any]:
-    return select(*LANE_COLUMNS, func.count()).where(is_in_flight()).group_by(*LANE_COLUMNS)
 
 
 class Allowance:

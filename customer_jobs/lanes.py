@@ -1,0 +1,99 @@
+"""The lanes: what Stripe's limits apply to, found in the table at a cost that does not grow with the jobs in it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import Select, func, lateral, select, true, tuple_
+
+from customer_jobs.database import Transaction
+from customer_jobs.schema import is_in_flight, is_waiting, job_account, jobs
+
+RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
+WHOLE_ACCOUNT = "*"  #: The `kind` of the row that stands for everything a credential does.
+
+
+class Lane(NamedTuple):
+    """What one of Stripe's endpoint limits applies to, as the index `jobs_dispatch` orders it."""
+
+    credential: str
+    stripe_account: str  #: '' is the key's own account.
+    reconciling: bool
+    kind: str
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Its row in `lanes`."""
+        return Endpoint(self.credential, self.stripe_account, RECONCILE if self.reconciling else self.kind)
+
+    @property
+    def account(self) -> Endpoint:
+        """The row of the whole credential."""
+        return Endpoint(self.credential, "", WHOLE_ACCOUNT)
+
+
+class Endpoint(NamedTuple):
+    """The key of a row in `lanes`."""
+
+    credential: str
+    stripe_account: str
+    kind: str
+
+
+LANE_COLUMNS = (jobs.c.credential, job_account, jobs.c.reconciling, jobs.c.kind)
+
+
+def lanes_with_work(transaction: Transaction) -> list[Lane]:
+    """The lanes in which something waits: one look into the index for each, however many jobs there are."""
+    if transaction.dialect_name == "sqlite":
+        return _hop_by_hop(transaction)
+    return [Lane._make(row.values()) for row in transaction.rows(_lanes_query())]
+
+
+# The statements of a look are built once: building them anew took longer than executing them.
+@cache
+def _lanes_query() -> Select[Any]:
+    names = ("credential", "stripe_account", "reconciling", "kind")
+    first = select(*(column.label(name) for column, name in zip(LANE_COLUMNS, names, strict=True)))
+    lane = first.where(is_waiting()).order_by(*LANE_COLUMNS).limit(1).cte("lane", recursive=True)
+    behind = _first_lane().where(tuple_(*LANE_COLUMNS) > tuple_(*lane.c))
+    following = lateral(behind, name="following")
+    return select(*lane.union_all(select(*following.c).select_from(lane.join(following, true()))).c)
+
+
+@cache
+def _first_lane() -> Select[Any]:
+    return select(*LANE_COLUMNS).where(is_waiting()).order_by(*LANE_COLUMNS).limit(1)
+
+
+def _hop_by_hop(transaction: Transaction) -> list[Lane]:
+    """The same on SQLite, which has no LATERAL."""
+    found: list[Lane] = []
+    row = transaction.row(_first_lane())
+    while row is not None:
+        found.append(Lane._make(row.values()))
+        row = _next_lane(transaction, found[-1])
+    return found
+
+
+def _next_lane(transaction: Transaction, lane: Lane) -> dict[str, Any] | None:
+    """The first lane behind another; in parts, since SQLite compares rows that hold an expression without the index."""
+    for same in reversed(range(len(lane))):
+        pairs = list(zip(LANE_COLUMNS, lane, strict=True))
+        equal = [column == value for column, value in pairs[:same]]
+        column, value = pairs[same]
+        if row := transaction.row(_first_lane().where(*equal, column > value)):
+            return row
+    return None
+
+
+def in_flight(transaction: Transaction) -> dict[Lane, int]:
+    """How many jobs of each lane somebody holds a lease on."""
+    rows = (tuple(row.values()) for row in transaction.rows(_in_flight_query()))
+    return {Lane(*lane): count for *lane, count in rows}
+
+
+@cache
+def _in_flight_query() -> Select[Any]:
+    return select(*LANE_COLUMNS, func.count()).where(is_in_flight()).group_by(*LANE_COLUMNS)
