@@ -62,25 +62,25 @@ class Dispatcher:
         self._threads: list[threading.Thread] = []
 
     def wake(self) -> None:
-        """Look at once: something was recorded or a thread came free."""
+        """Look at once: an attempt was recorded, and a thread came free."""
         self._wakeup.ring()
 
     def start(self) -> None:
         """Begin; returns at once."""
         upkeep.show_life(self._engine, self._worker, self._slots)
         channel = self._settings.database_schema
-        self._run("listen", lambda: listen(self._engine, channel, self.wake, self._stopped))
+        self._run("listen", lambda: listen(self._engine, channel, self._wakeup, self._stopped))
         self._run_loop("lead", self._lead_once)
-        self._run_loop("dispatch", self._dispatch_once, needs_lead=True)
-        self._run_loop("relay", self._relay_once, needs_lead=True)
-        self._run_loop("rescue", self._rescue_once, needs_lead=True)
-        self._run_loop("prune", self._prune_once, needs_lead=True)
+        self._run_loop("dispatch", self._dispatch_once)
+        self._run_loop("relay", self._relay_once)
+        self._run_loop("rescue", self._rescue_once)
+        self._run_loop("prune", self._prune_once)
         self._run_loop("life", self._life_once)
 
     def stop(self) -> None:
         """Dispatch no more and let another lead; events are relayed until `close`."""
         self._stopped.set()
-        self.wake()
+        self._wakeup.ring()
         for thread in self._threads:
             thread.join(STOP_SECONDS)
         try:
@@ -102,53 +102,48 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - whoever leads next publishes them
             log.warning("events not published at the end", error=type(error).__name__)
 
-    def _lead_once(self, bell: threading.Event) -> None:
+    def _lead_once(self) -> None:
         with writing(self._engine) as transaction:
             leads = take_lead(transaction, self._holder)
         if leads != self._leads.is_set():
             log.info("leads" if leads else "leads no more", holder=self._holder)
             (self._leads.set if leads else self._leads.clear)()
-            self.wake()
-        bell.clear()
+            self._wakeup.ring()
         self._stopped.wait(RENEW_EVERY_SECONDS if leads else LOOK_EVERY_SECONDS)
 
-    def _dispatch_once(self, bell: threading.Event) -> None:
-        look = self._dispatch.run_once()
-        if look.dispatched == 0 or look.again_in_seconds is not None:
-            bell.wait(CLOCK_SECONDS if look.again_in_seconds is None else min(look.again_in_seconds, CLOCK_SECONDS))
+    def _dispatch_once(self) -> None:
+        self._wakeup.jobs.clear()
+        pause = self._dispatch.run_once().again_in_seconds if self._leads.is_set() else None
+        self._wakeup.jobs.wait(CLOCK_SECONDS if pause is None else min(pause, CLOCK_SECONDS))
 
-    def _relay_once(self, bell: threading.Event) -> None:
-        if self._relay.run_once() == 0:
-            bell.wait(CLOCK_SECONDS)
+    def _relay_once(self) -> None:
+        self._wakeup.events.clear()
+        if not self._leads.is_set() or self._relay.run_once() == 0:
+            self._wakeup.events.wait(CLOCK_SECONDS)
 
-    def _rescue_once(self, bell: threading.Event) -> None:  # noqa: ARG002 - the clock alone decides
-        if upkeep.rescue(self._engine, self._holder, self._abandon):
-            self.wake()
+    def _rescue_once(self) -> None:
+        if self._leads.is_set() and upkeep.rescue(self._engine, self._holder, self._abandon):
+            self._wakeup.ring()
         self._stopped.wait(RESCUE_EVERY_SECONDS)
 
-    def _prune_once(self, bell: threading.Event) -> None:  # noqa: ARG002 - the clock alone decides
-        if self._prune.run_once():
+    def _prune_once(self) -> None:
+        if not self._leads.is_set():
+            self._stopped.wait(LOOK_EVERY_SECONDS)
+        elif self._prune.run_once():
             self._stopped.wait(PRUNE_PAUSE_SECONDS)
-            return
-        self._prune.trim_stream()
-        self._stopped.wait(PRUNE_EVERY_SECONDS)
+        else:
+            self._prune.trim_stream()
+            self._stopped.wait(PRUNE_EVERY_SECONDS)
 
-    def _life_once(self, bell: threading.Event) -> None:  # noqa: ARG002 - the clock alone decides
+    def _life_once(self) -> None:
         upkeep.show_life(self._engine, self._worker, self._slots)
         self._stopped.wait(LIFE_EVERY_SECONDS)
 
-    def _run_loop(self, name: str, once: Callable[[threading.Event], None], *, needs_lead: bool = False) -> None:
-        bell = self._wakeup.bell()
-
+    def _run_loop(self, name: str, once: Callable[[], None]) -> None:
         def run() -> None:
             while not self._stopped.is_set():
-                if needs_lead and not self._leads.is_set():
-                    bell.wait(CLOCK_SECONDS)
-                    bell.clear()
-                    continue
-                bell.clear()
                 try:
-                    once(bell)
+                    once()
                 except Exception as error:  # noqa: BLE001 - the outermost loop: it goes on whatever happens
                     log.warning("failed, goes on", loop=name, error=type(error).__name__, frames=frames(error))
                     self._stopped.wait(PAUSE_AFTER_ERROR_SECONDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import psycopg
 import structlog
@@ -16,45 +15,41 @@ log = structlog.get_logger(__name__)
 
 
 class Wakeup:
-    """A bell with several listeners: each hears every ring, rings while it is busy count once."""
+    """Two bells; rings while the listener is busy count once."""
 
     def __init__(self) -> None:
-        self._bells: list[threading.Event] = []
-
-    def bell(self) -> threading.Event:
-        """A new listener."""
-        bell = threading.Event()
-        self._bells.append(bell)
-        return bell
+        self.jobs = threading.Event()  #: There may be a job to dispatch.
+        self.events = threading.Event()  #: There may be an event to publish.
 
     def ring(self) -> None:
         """Wake everybody."""
-        for bell in self._bells:
-            bell.set()
+        self.jobs.set()
+        self.events.set()
 
 
-def listen(engine: Engine, channel: str, ring: Callable[[], None], stopped: threading.Event) -> None:
+def listen(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Event) -> None:
     """Ring whenever somebody commits new jobs or events, until stopped."""
     watch = _watch_sqlite if engine.dialect.name == "sqlite" else _watch_postgresql
     while not stopped.is_set():
         try:
-            watch(engine, channel, ring, stopped)
+            watch(engine, channel, wakeup, stopped)
         except Exception as error:  # noqa: BLE001 - whatever breaks the connection, the clock stands in for it
             log.warning("not listening", error=type(error).__name__)
             stopped.wait(RECONNECT_SECONDS)
 
 
-def _watch_postgresql(engine: Engine, channel: str, ring: Callable[[], None], stopped: threading.Event) -> None:
+def _watch_postgresql(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Event) -> None:
     arguments, options = engine.dialect.create_connect_args(engine.url)
     with psycopg.connect(*arguments, **{**options, "autocommit": True, "connect_timeout": 3}) as connection:
         connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
-        ring()  # What was committed while nobody listened.
+        wakeup.ring()  # What was committed while nobody listened.
         while not stopped.is_set():
-            for _ in connection.notifies(timeout=0.5, stop_after=1):
-                ring()
+            for notification in connection.notifies(timeout=0.5, stop_after=1):
+                # An event also means that a job has ended somewhere, and that its thread is free.
+                (wakeup.jobs.set if notification.payload == "jobs" else wakeup.ring)()
 
 
-def _watch_sqlite(engine: Engine, channel: str, ring: Callable[[], None], stopped: threading.Event) -> None:  # noqa: ARG001 - one signature for both
+def _watch_sqlite(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Event) -> None:  # noqa: ARG001 - one signature for both
     seen = None
     with engine.connect() as connection:
         raw = connection.connection.driver_connection
@@ -64,4 +59,4 @@ def _watch_sqlite(engine: Engine, channel: str, ring: Callable[[], None], stoppe
             version = raw.execute("PRAGMA data_version").fetchone()
             if version != seen:
                 seen = version
-                ring()
+                wakeup.ring()
