@@ -19,7 +19,7 @@ from customer_jobs import schema as tables
 from customer_jobs.database import Transaction, open_engine
 from customer_jobs.errors import CustomerJobsError, UnknownJob
 from customer_jobs.job import Job
-from customer_jobs.lifecycle import Claim, Entry, Sending, entry_of, success_of
+from customer_jobs.lifecycle import Claim, Entry, Sending, entry_of, refusal, success_of
 from customer_jobs.migrate import migrate
 from customer_jobs.problems import problem_of
 from customer_jobs.producer import CustomerJobs
@@ -89,12 +89,14 @@ def fail(
     error: Mapping[str, Any] | None = None,
     *,
     http_status: int = 400,
+    headers: Mapping[str, str] | None = None,
     ambiguous: bool = False,
     jobs: CustomerJobs | None = None,
 ) -> Job:
     """The job failed for good: `error` is Stripe's error object, such as `{"code": "email_invalid", "param": "email"}`.
 
-    With `ambiguous` Stripe may have created the customer all the same, and the external_id stays taken.
+    With `ambiguous` Stripe may have created the customer all the same, and the external_id stays taken; the job then
+    has no answer of Stripe's to show.
     """
     table = jobs or _of_fixture()
     request_id = f"req_{uuid.uuid4().hex[:14]}"
@@ -104,7 +106,8 @@ def fail(
         held = _claim(transaction, job)
         entry = Entry(**{**vars(entry_of(Verdict.FAILED, problem)), "ambiguous": ambiguous})
         envelope = problem.envelope(credential=job.credential, transient=ambiguous)
-        lifecycle.fail(transaction, held, entry, error=envelope)
+        answered = None if ambiguous else refusal({"error": given}, headers or {"Request-Id": request_id})
+        lifecycle.fail(transaction, held, entry, error=envelope, result=answered)
     return _read(table, job)
 
 
