@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, func, lateral, select, true, tuple_
+from sqlalchemy import Select, func, lateral, literal, select, true, tuple_
 
 from customer_jobs.database import Transaction
 from customer_jobs.schema import is_in_flight, is_waiting, job_account, jobs
@@ -81,9 +81,9 @@ def _next_lane(transaction: Transaction, lane: Lane) -> dict[str, Any] | None:
     """The first lane behind another; in parts, since SQLite compares rows that hold an expression without the index."""
     for same in reversed(range(len(lane))):
         pairs = list(zip(LANE_COLUMNS, lane, strict=True))
-        equal = [column == value for column, value in pairs[:same]]
+        equal = [column == literal(value) for column, value in pairs[:same]]
         column, value = pairs[same]
-        if row := transaction.row(_first_lane().where(*equal, column > value)):
+        if row := transaction.row(_first_lane().where(*equal, column > literal(value))):
             return row
     return None
 

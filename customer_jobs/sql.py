@@ -223,4 +223,6 @@ def is_one_of(column: ColumnElement[Any], values: Iterable[str]) -> ColumnElemen
 
     Both databases use a partial index only where they can see that its condition holds, which a parameter hides.
     """
-    return column.in_([literal(str(value), String, literal_execute=True) for value in values])
+    written = [literal(str(value), String, literal_execute=True) for value in values]
+    # SQLite does not see that IN with one value is =.
+    return column == written[0] if len(written) == 1 else column.in_(written)
