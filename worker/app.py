@@ -149,22 +149,28 @@ def _shown_in_celery(recorded: Recorded | None) -> str:
             return recorded.outcome.value if recorded.outcome is not None else recorded.code or ""
 
 
+def dispatcher(name: str, *, slots: int, dispatches: bool) -> Dispatcher:
+    """The dispatcher of this process, not yet started."""
+    return Dispatcher(
+        process.engine(),
+        settings(),
+        publish,
+        worker=name,
+        slots=slots,
+        dispatches=dispatches,
+        abandon=lambda tx, held: process.runner().abandon(tx, held, _retries[held.job["kind"]]),
+    )
+
+
 class DispatcherStep(bootsteps.StartStopStep):
     """Starts the dispatcher when the worker's threads are there, and stops it before they are waited for."""
 
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:
-        process.start(
-            Dispatcher(
-                process.engine(),
-                settings(),
-                publish,
-                worker=parent.hostname,
-                slots=parent.concurrency,
-                abandon=lambda tx, held: process.runner().abandon(tx, held, _retries[held.job["kind"]]),
-            )
-        )
+        # A process that forks must not run threads of ours: there `python -m worker.dispatcher` runs beside it.
+        forks = parent.pool_cls.__module__ == "celery.concurrency.prefork"
+        process.start(dispatcher(parent.hostname, slots=parent.concurrency, dispatches=not forks))
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
         process.stop()

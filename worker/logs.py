@@ -11,7 +11,7 @@ import structlog
 from worker.messages import WithoutMessages
 
 #: These log URLs with parameters, or bodies, below WARNING.
-_TALKATIVE = ("stripe", "urllib3", "requests", "kombu", "amqp", "sqlalchemy", "redis", "asyncio", "psycopg")
+_TALKATIVE = ("stripe", "urllib3", "requests", "kombu", "amqp", "sqlalchemy", "redis", "asyncio", "psycopg", "alembic")
 
 #: Celery's own lines on each task; ours say more. At DEBUG they show the arguments of messages.
 _REPEATING = ("celery.app.trace", "celery.worker.strategy", "celery.pool", "celery.concurrency")

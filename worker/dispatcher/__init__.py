@@ -44,12 +44,14 @@ class Dispatcher:
         worker: str,
         slots: int,
         abandon: Callable[[Transaction, Claim], object],
+        dispatches: bool = True,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._worker = worker
         self._slots = slots
         self._abandon = abandon
+        self._dispatches = dispatches
         # A worker that comes back under the same name is another holder.
         self._holder = f"{worker}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self._leads = threading.Event()
@@ -67,7 +69,11 @@ class Dispatcher:
 
     def start(self) -> None:
         """Begin; returns at once."""
-        upkeep.show_life(self._engine, self._worker, self._slots)
+        if self._slots:
+            upkeep.show_life(self._engine, self._worker, self._slots)
+            self._run_loop("life", self._life_once)
+        if not self._dispatches:
+            return
         channel = self._settings.database_schema
         self._run("listen", lambda: listen(self._engine, channel, self._wakeup, self._stopped))
         self._run_loop("lead", self._lead_once)
@@ -75,7 +81,6 @@ class Dispatcher:
         self._run_loop("relay", self._relay_once)
         self._run_loop("rescue", self._rescue_once)
         self._run_loop("prune", self._prune_once)
-        self._run_loop("life", self._life_once)
 
     def stop(self) -> None:
         """Dispatch no more and let another lead; events are relayed until `close`."""
