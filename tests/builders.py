@@ -13,13 +13,14 @@ from customer_jobs.database import reading, writing
 from customer_jobs.lifecycle import Claim, Entry, Sending, Success
 from customer_jobs.request import Request
 from customer_jobs.sandbox import Sandbox
-from customer_jobs.schema import attempts, events, jobs, lanes, workers
+from customer_jobs.schema import attempts, events, jobs, lanes
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WAITING_STATES, Kind, Outcome, State, Verdict
 from worker.answers import Answer
 from worker.credentials import Key, bind
 from worker.dispatcher.dispatch import Dispatch
 from worker.dispatcher.leader import take_lead
+from worker.dispatcher.upkeep import show_life
 from worker.gateway import Gateway
 from worker.record import Recorded
 from worker.retry import CREATE_WINDOW, RetryPolicy
@@ -158,8 +159,7 @@ def lead(engine: Engine, holder: str = "holder") -> str:
 
 def add_worker(engine: Engine, slots: int = 16, name: str = "w1") -> None:
     """A live worker with so many threads."""
-    with writing(engine) as transaction:
-        transaction.change(insert(workers).values(name=name, slots=slots, version="1", seen_at=now()))
+    show_life(engine, name, slots)
 
 
 def settings_for(**fields: Any) -> Settings:

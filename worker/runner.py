@@ -98,7 +98,7 @@ class Runner:
         if _window_is_over(job, policy):
             lifecycle.start_reconciling(transaction, job_id)
             return None
-        match answer_from_copy(transaction, job, livemode=self._gateway.is_live(request.credential)):
+        match answer_from_copy(transaction, job, request.params, livemode=self._gateway.is_live(request.credential)):
             case Success() as success:
                 return _succeed_without_call(transaction, job, success, worker)
             case NotYet():

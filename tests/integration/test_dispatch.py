@@ -455,7 +455,7 @@ def link(engine: Engine, job: dict[str, Any]) -> object:
     """What the claim of a create with an external_id looks at."""
     with reading(engine) as transaction:
         row = {"credential": "default", "stripe_account": None, "first_sent_at": None, **job}
-        return answer_from_copy(transaction, row, livemode=False)
+        return answer_from_copy(transaction, row, {}, livemode=False)
 
 
 def thousands_of_steps(engine: Engine, run: Callable[[], object]) -> int:
