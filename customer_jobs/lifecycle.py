@@ -31,7 +31,7 @@ from customer_jobs.customers import keep_copy, link_copy
 from customer_jobs.database import Transaction
 from customer_jobs.events import completion_event
 from customer_jobs.problems import Problem
-from customer_jobs.schema import attempts, events, is_in_flight, jobs
+from customer_jobs.schema import attempts, events, is_in_flight, is_waiting, jobs
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WAITING_STATES, Kind, Outcome, State, Verdict
 
@@ -374,9 +374,18 @@ def retry_by_hand(transaction: Transaction, failed: Row, *, candidate_customer_i
     return made
 
 
+def latest_retry(transaction: Transaction, job_id: str) -> Row | None:
+    """The row of a job, or of the last one that was made to retry it by hand."""
+    row = read(transaction, job_id)
+    while row is not None and (of := transaction.row(select(jobs.c.id).where(jobs.c.retry_of == row["id"]))):
+        row = read(transaction, of["id"])
+    return row
+
+
 def suggest(transaction: Transaction, job_id: str, customer_id: str) -> int:
     """Let a job that looks for its customer begin with this one, at once."""
-    waiting = (jobs.c.state == State.RETRYING, jobs.c.first_sent_at.is_not(None))
+    # A retry by hand of a job that may have been executed is one, too, before its first attempt.
+    waiting = (is_waiting(), jobs.c.first_sent_at.is_not(None))
     values = {"candidate_customer_id": customer_id, "due_at": now(), "reconciling": True}
     return transaction.change(update(jobs).where(jobs.c.id == job_id, *waiting).values(**values))
 

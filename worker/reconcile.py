@@ -78,11 +78,19 @@ def search_for(transaction: Transaction, held: Claim, params: Mapping[str, Any])
 
 
 def look(gateway: Gateway, search: Search) -> Looked | NotAnswered:
-    """Look for the customer, at the likeliest place first; whatever Stripe did not answer ends the look."""
+    """Look for the customer, at the likeliest place first; what Stripe did not answer ends the look.
+
+    A place that Stripe refuses to show, such as a list by an e-mail it does not like, leaves the others.
+    """
+    refused: Rejected | None = None
     for pages in _places(gateway, search):
         found: dict[str, Mapping[str, Any]] = {}
         last: Answered | None = None
+        refused = None
         for answer in pages:
+            if isinstance(answer, Rejected):
+                refused = answer
+                break
             if not isinstance(answer, Answered):
                 return answer
             last = answer
@@ -90,12 +98,14 @@ def look(gateway: Gateway, search: Search) -> Looked | NotAnswered:
         if found:
             oldest_first = sorted(found.values(), key=lambda each: (each.get("created") or 0, each["id"]))
             return Looked(tuple(oldest_first), last)
-    return Looked((), None)
+    return refused or Looked((), None)
 
 
 def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswered, *, duration_ms: float) -> Recorded:
     """Adopt the customer, look again later, or say that nobody knows."""
     if isinstance(looked, NotAnswered):
+        if isinstance(looked, Rejected):
+            return _unknown(transaction, held, entry_for(Verdict.FAILED, looked, duration_ms), looked.problem)
         if isinstance(looked, KeyRefused):
             pause(transaction, held, looked.problem)
         limited = isinstance(looked, RateLimited)
@@ -116,8 +126,11 @@ def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswe
         # A person asked for another try, and what the old job left open is settled as well as it can be.
         return wait(transaction, held, entry, problem, 0.0, reconciling=False, prepared_anew=True)
     words = f"{problem.message or 'no answer from Stripe'}; no customer of this job was found in {looks} looks"
-    unknown = replace(problem, code=OUTCOME_UNKNOWN, message=words)
-    return fail(transaction, held, replace(entry, verdict=Verdict.FAILED), unknown, transient=True)
+    return _unknown(transaction, held, replace(entry, verdict=Verdict.FAILED), replace(problem, message=words))
+
+
+def _unknown(transaction: Transaction, held: Claim, entry: Entry, problem: Problem) -> Recorded:
+    return fail(transaction, held, entry, replace(problem, code=OUTCOME_UNKNOWN), transient=True)
 
 
 def _problem_before(error: Any) -> Problem:

@@ -180,8 +180,15 @@ def succeed(
 
 def adopt_late(transaction: Transaction, held: Claim, customer_id: str) -> None:
     """Let the truth about a job that ended as `outcome_unknown` still arrive: a new job looks at this customer."""
-    job = lifecycle.read(transaction, held.job["id"])
-    if job is None or job["state"] != State.FAILED or (job["error"] or {}).get("code") != OUTCOME_UNKNOWN:
+    job = lifecycle.latest_retry(transaction, held.job["id"])
+    if job is None:
+        return
+    if job["state"] != State.FAILED:
+        # A person has retried it meanwhile, and that job may be looking.
+        if job["id"] != held.job["id"] and lifecycle.suggest(transaction, job["id"], customer_id):
+            log.warning("late answer", job_id=held.job["id"], customer_id=customer_id, retried_as=job["id"])
+        return
+    if (job["error"] or {}).get("code") != OUTCOME_UNKNOWN:
         return
     successor = lifecycle.retry_by_hand(transaction, job, candidate_customer_id=customer_id)
     if successor is not None:
