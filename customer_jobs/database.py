@@ -119,16 +119,16 @@ class Transaction:
         """What a statement returns, each row by the names of its columns."""
         return [{**row} for row in self._execute(statement, parameters).mappings()]
 
-    def row(self, statement: Executable) -> dict[str, Any] | None:
+    def row(self, statement: Executable, parameters: Any = None) -> dict[str, Any] | None:
         """The only row, or None."""
-        rows = self.rows(statement)
+        rows = self.rows(statement, parameters)
         if len(rows) > 1:
             raise MultipleResultsFound
         return rows[0] if rows else None
 
-    def value(self, statement: Executable) -> Any:
+    def value(self, statement: Executable, parameters: Any = None) -> Any:
         """The first value of the first row."""
-        return next(iter(self.rows(statement)[0].values()))
+        return next(iter(self.rows(statement, parameters)[0].values()))
 
     def change(self, statement: Executable, parameters: Any = None) -> int:
         """Execute a statement that returns nothing; how many rows it changed."""

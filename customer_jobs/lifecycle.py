@@ -10,12 +10,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import (
+    BindParameter,
+    Column,
     ColumnElement,
+    Executable,
     Update,
+    bindparam,
     case,
     exists,
     func,
@@ -136,43 +141,74 @@ def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sendin
     What is about to be sent to Stripe is written down before it is sent; `sending` is None where nothing will be sent.
     """
     token = str(uuid.uuid4())
-    values: dict[str, Any] = {
-        "state": State.RUNNING,
-        "lease_token": token,
-        "lease_expires_at": now(LEASE_SECONDS),
-        "attempt": jobs.c.attempt + (0 if sending is not None and not sending.uses_attempt else 1),
-        "started_at": func.coalesce(jobs.c.started_at, now()),
-    }
-    if sending is not None:
-        values["params"] = func.coalesce(jobs.c.params, sending.params)
-        values["sent_to"] = case((jobs.c.first_sent_at.is_(None), sending.sent_to), else_=jobs.c.sent_to)
-        if sending.may_create:
-            values["first_sent_at"] = func.coalesce(jobs.c.first_sent_at, now())
-    row = _change(transaction, jobs.c.id == job_id, jobs.c.state == State.DISPATCHED, **values)
+    given: Row = {"given_id": job_id, "given_token": token}
+    if sending is None:
+        statement = _claiming(sends=False, may_create=False, uses_attempt=True)
+    else:
+        given |= {"given_params": sending.params, "given_sent_to": sending.sent_to}
+        statement = _claiming(sends=True, may_create=sending.may_create, uses_attempt=sending.uses_attempt)
+    row = transaction.row(statement, given)
     if row is None:
         return None
-    next_number = select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(attempts.c.job_id == job_id)
-    statement = insert(attempts).values(
-        job_id=job_id,
-        number=next_number.scalar_subquery(),
+    attempt = {
+        "given_id": job_id,
         # Until its end is recorded a create may have been executed: a crash leaves the truth behind.
-        ambiguous=sending is not None and sending.may_create,
-        idempotency_key=sending.idempotency_key if sending is not None else None,
-        worker=worker,
-    )
-    number = transaction.value(statement.returning(attempts.c.number))
-    return Claim(job=row, lease_token=token, number=number)
+        "given_ambiguous": sending is not None and sending.may_create,
+        "given_key": sending.idempotency_key if sending is not None else None,
+        "given_worker": worker,
+    }
+    return Claim(job=row, lease_token=token, number=transaction.value(_beginning(), attempt))
+
+
+# The statements that every job passes are built once: building them anew took longer than executing them.
+@cache
+def _claiming(*, sends: bool, may_create: bool, uses_attempt: bool) -> Executable:
+    values: dict[str, Any] = {
+        "state": State.RUNNING,
+        "lease_token": _given("token", jobs.c.lease_token),
+        "lease_expires_at": now(LEASE_SECONDS),
+        "attempt": jobs.c.attempt + int(uses_attempt),
+        "started_at": func.coalesce(jobs.c.started_at, now()),
+    }
+    if sends:
+        sent_to = _given("sent_to", jobs.c.sent_to)
+        values["params"] = func.coalesce(jobs.c.params, _given("params", jobs.c.params))
+        values["sent_to"] = case((jobs.c.first_sent_at.is_(None), sent_to), else_=jobs.c.sent_to)
+    if may_create:
+        values["first_sent_at"] = func.coalesce(jobs.c.first_sent_at, now())
+    dispatched = (jobs.c.id == _given("id", jobs.c.id), jobs.c.state == State.DISPATCHED)
+    return update(jobs).where(*dispatched).values(values).returning(*jobs.c)
+
+
+@cache
+def _beginning() -> Executable:
+    of_job = attempts.c.job_id == _given("id", attempts.c.job_id)
+    values = {
+        "job_id": _given("id", attempts.c.job_id),
+        "number": select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(of_job).scalar_subquery(),
+        "ambiguous": _given("ambiguous", attempts.c.ambiguous),
+        "idempotency_key": _given("key", attempts.c.idempotency_key),
+        "worker": _given("worker", attempts.c.worker),
+    }
+    return insert(attempts).values(values).returning(attempts.c.number)
 
 
 def mark_dispatched(transaction: Transaction, job_ids: Sequence[str], *, token: str, lease_seconds: float) -> list[Row]:
     """Hand waiting jobs over to Celery under a short lease; those that were still waiting and not locked."""
-    waiting = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.state.in_(WAITING_STATES))
-    statement = (
-        update(jobs)
-        .where(jobs.c.id.in_(waiting.with_for_update(skip_locked=True)))
-        .values(state=State.DISPATCHED, lease_token=token, lease_expires_at=now(lease_seconds))
-    )
-    return transaction.rows(statement.returning(jobs.c.id, jobs.c.kind))
+    return transaction.rows(_dispatching(lease_seconds), {"given_ids": list(job_ids), "given_token": token})
+
+
+@cache
+def _dispatching(lease_seconds: float) -> Executable:
+    wanted = jobs.c.id.in_(bindparam("given_ids", expanding=True, type_=jobs.c.id.type))
+    waiting = select(jobs.c.id).where(wanted, jobs.c.state.in_(WAITING_STATES)).with_for_update(skip_locked=True)
+    token, lease_expires_at = _given("token", jobs.c.lease_token), now(lease_seconds)
+    values = {"state": State.DISPATCHED, "lease_token": token, "lease_expires_at": lease_expires_at}
+    return update(jobs).where(jobs.c.id.in_(waiting)).values(values).returning(jobs.c.id, jobs.c.kind)
+
+
+def _given(name: str, column: Column[Any]) -> BindParameter[Any]:
+    return bindparam(f"given_{name}", type_=column.type)
 
 
 def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -> int:
