@@ -13,20 +13,19 @@ from worker.dispatcher.dispatch import Dispatch
 from worker.settings import Settings
 
 TOMORROW = datetime.now(UTC) + timedelta(days=1)
+SETTINGS = {
+    "database_url": "sqlite:///unused.sqlite3",
+    "redis_url": "redis://unused",
+    "stripe_api_keys": {"default": "sk_test_shop"},
+    "rate_limit_account": 50,
+}
 
 
 @pytest.fixture
 def dispatch(engine: Engine) -> Dispatch:
     """A dispatcher that leads, with sixteen free threads."""
     add_worker(engine, slots=16)
-    settings = Settings.model_validate(
-        {
-            "database_url": "sqlite:///unused.sqlite3",
-            "redis_url": "redis://unused",
-            "stripe_api_keys": {"default": "sk_test_shop"},
-            "rate_limit_account": 50,
-        }
-    )
+    settings = Settings.model_validate(SETTINGS)
     return Dispatch(engine, settings, lambda _kind, _job_id: None, holder=lead(engine))
 
 
@@ -73,3 +72,14 @@ def test_the_last_due_job_lets_the_dispatcher_rest(engine: Engine, dispatch: Dis
 
     assert dispatch.run_once().dispatched == 1
     assert dispatch.run_once().again_in_seconds is None
+
+
+def test_only_a_dispatcher_without_room_waits_for_jobs_to_end(engine: Engine) -> None:
+    add_worker(engine, slots=1, name="w2")
+    settings = Settings.model_validate(SETTINGS | {"max_in_flight": 1})
+    dispatch = Dispatch(engine, settings, lambda _kind, _job_id: None, holder=lead(engine))
+
+    assert not dispatch.run_once().full
+    add_job(engine)
+    assert dispatch.run_once().full  # It gave the last thread away, …
+    assert dispatch.run_once().full  # … and has none since.

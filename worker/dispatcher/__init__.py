@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from customer_jobs.database import Transaction, writing
 from customer_jobs.lifecycle import Claim
 from worker.dispatcher import upkeep
-from worker.dispatcher.dispatch import Dispatch, Publish
+from worker.dispatcher.dispatch import Dispatch, Look, Publish
 from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, take_lead
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay, connect
@@ -65,7 +65,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Look at once: an attempt was recorded, and a thread came free."""
-        self._wakeup.ring()
+        self._wakeup.job_ended()
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -118,8 +118,12 @@ class Dispatcher:
 
     def _dispatch_once(self) -> None:
         self._wakeup.jobs.clear()
-        pause = self._dispatch.run_once().again_in_seconds if self._leads.is_set() else None
-        self._wakeup.jobs.wait(CLOCK_SECONDS if pause is None else min(pause, CLOCK_SECONDS))
+        # Until the look is over: a job that ends meanwhile may have ended too late for it.
+        self._wakeup.awaiting_room = True
+        look = self._dispatch.run_once() if self._leads.is_set() else Look(0)
+        self._wakeup.awaiting_room = look.full
+        pause = CLOCK_SECONDS if look.again_in_seconds is None else look.again_in_seconds
+        self._wakeup.jobs.wait(min(pause, CLOCK_SECONDS))
 
     def _relay_once(self) -> None:
         self._wakeup.events.clear()

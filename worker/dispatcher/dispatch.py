@@ -44,6 +44,7 @@ class Look:
 
     dispatched: int
     again_in_seconds: float | None = None  #: When a limit lets the next job leave; None: nothing waits for one.
+    full: bool = False  #: A job that ends lets the next one leave.
     leads: bool = True
 
 
@@ -67,22 +68,22 @@ class Dispatch:
             survey = _survey(transaction, self._holder)
             if not survey["leads"]:
                 return Look(0, leads=False)
-            taken, again_in_seconds = self._take(transaction, token, survey)
+            taken, again_in_seconds, full = self._take(transaction, token, survey)
         if unpublished := self._publish_all(taken):
             with writing(self._engine) as transaction:
                 lifecycle.take_back(transaction, unpublished, token=token)
             again_in_seconds = PUBLISH_PAUSE_SECONDS
-        return Look(len(taken) - len(unpublished), again_in_seconds)
+        return Look(len(taken) - len(unpublished), again_in_seconds, full)
 
     def _take(
         self, transaction: Transaction, token: str, survey: Mapping[str, Any]
-    ) -> tuple[list[dict[str, Any]], float | None]:
-        """Mark the jobs that leave now; them, and when a limit lets the next one leave."""
+    ) -> tuple[list[dict[str, Any]], float | None, bool]:
+        """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
         flying = in_flight(transaction)
         most = min(self._settings.max_in_flight, survey["slots"] + SPARE_JOBS) if survey["slots"] else 0
         room = most - sum(flying.values())
         if room <= 0:
-            return [], None  # A thread that comes free wakes the dispatcher.
+            return [], None, True
         held_back = paused(transaction)
         waiting = [lane for lane in lanes_with_work(transaction) if lane.credential not in held_back]
         known = _in_turn([lane for lane in waiting if _is_known(transaction, lane)], self._looks)
@@ -117,7 +118,8 @@ class Dispatch:
         pauses = [allowance.seconds_until_next(lane) for lane in limited]
         # None where a call might leave at once: what it waits for is a thread, a lock or a person.
         again = min((seconds for seconds in pauses if seconds > 0), default=None)
-        return [taken[job_id] for job_id in chosen if job_id in taken], again
+        full = len(chosen) == room or any(lane in self._ceilings for lane in known)
+        return [taken[job_id] for job_id in chosen if job_id in taken], again, full
 
     def _adapt(
         self, transaction: Transaction, allowance: Allowance, flying: Mapping[Lane, int], present: datetime

@@ -20,11 +20,18 @@ class Wakeup:
     def __init__(self) -> None:
         self.jobs = threading.Event()  #: There may be a job to dispatch.
         self.events = threading.Event()  #: There may be an event to publish.
+        self.awaiting_room = True  #: Whether a job that ends lets the next one leave.
 
     def ring(self) -> None:
         """Wake everybody."""
         self.jobs.set()
         self.events.set()
+
+    def job_ended(self) -> None:
+        """Wake who publishes its event and, if that was awaited, who gives its thread the next job."""
+        self.events.set()
+        if self.awaiting_room:
+            self.jobs.set()
 
 
 def listen(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Event) -> None:
@@ -45,8 +52,7 @@ def _watch_postgresql(engine: Engine, channel: str, wakeup: Wakeup, stopped: thr
         wakeup.ring()  # What was committed while nobody listened.
         while not stopped.is_set():
             for notification in connection.notifies(timeout=0.5, stop_after=1):
-                # An event also means that a job has ended somewhere, and that its thread is free.
-                (wakeup.jobs.set if notification.payload == "jobs" else wakeup.ring)()
+                (wakeup.jobs.set if notification.payload == "jobs" else wakeup.job_ended)()
 
 
 def _watch_sqlite(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Event) -> None:  # noqa: ARG001 - one signature for both
