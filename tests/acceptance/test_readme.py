@@ -114,6 +114,8 @@ EXERCISES: dict[str, Exercise] = {
     r"export .*": is_a_setting,
     r"customer-jobs create .*--wait 30": ends("succeeded", "cus_"),
     r"customer-jobs fetch cus_sandbox_reset --wait 30": ends("succeeded", "no_answer"),
+    r"echo .*createCustomer.* \| customer-jobs run -": ends('"customerId": "cus_'),
+    r"echo .*cus_sandbox_ok.* \| customer-jobs run - --timeout 30": ends('"output1": {"id": "cus_sandbox_ok"'),
     r"customer-jobs (list|events.*)": ends(),
     r"customer-jobs migrate": ends("up to date"),
     r"customer-jobs sandbox.*": sandbox,
@@ -145,7 +147,8 @@ def test_a_python_block_runs_as_it_stands(stack: Stack, block: Block, tmp_path: 
     script = tmp_path / "pasted.py"
     script.write_text(block.text)
 
-    ended = run(f"python {shlex.quote(str(script))}", stack.settings)
+    # Some write files where they run.
+    ended = run(f"cd {shlex.quote(str(tmp_path))} && python {script.name}", stack.settings)
 
     assert (ended.returncode, ended.stderr) == (0, "")
     if ".wait(" in block.text:

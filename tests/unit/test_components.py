@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from customer_jobs import CustomerJobs, InvalidDocument, InvalidJob, Job, State, components
+from tests.markdown import blocks, rows
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/components"
 CREATE = {"component": "stripe.createCustomer", "trigger": "true", "Body": {"email": "jenny.rosen@example.com"}}
@@ -305,3 +306,16 @@ def test_the_three_fixtures_are_read_as_they_are() -> None:
         {"output1"},
         {"customerId", "customerEmail", "Response", "Headers"},
     ]
+
+
+def test_every_member_of_a_document_is_documented() -> None:
+    documented = {name.strip("`") for first, *_ in rows("components.md") for name in first.split(", ")}
+
+    assert documented >= frozenset().union(*components._MEMBERS.values()) | components._TAKEN
+
+
+@pytest.mark.parametrize("file", sorted(FIXTURES.iterdir()), ids=lambda file: file.stem)
+def test_the_docs_show_the_documents_as_they_are(file: Path) -> None:
+    shown = [block.text for block in blocks("json") if block.page == "components.md"]
+
+    assert file.read_text() + "\n" in shown
