@@ -166,9 +166,9 @@ class Stack:
         """What Stripe's stand-in saw of a job."""
         return [request for request in self.sandbox.requests if is_of(request, job)]
 
-    def creates(self) -> list[str | None]:
+    def creates(self) -> list[str]:
         """The idempotency key of every create that Stripe's stand-in saw."""
-        return [request.idempotency_key for request in self.sandbox.requests if request.endpoint == "create"]
+        return [request.idempotency_key or "" for request in self.sandbox.requests if request.endpoint == "create"]
 
     def wait_for_request(self, job: Job, count: int = 1) -> Request:
         """The count-th request of a job, once it has arrived."""
