@@ -36,7 +36,7 @@ from customer_jobs.customers import keep_copy, link_copy
 from customer_jobs.database import Transaction
 from customer_jobs.events import completion_event
 from customer_jobs.problems import Problem
-from customer_jobs.schema import attempts, events, is_in_flight, is_waiting, jobs
+from customer_jobs.schema import attempts, credentials, events, is_in_flight, is_waiting, jobs
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WAITING_STATES, Kind, Outcome, State, Verdict
 
@@ -402,6 +402,10 @@ def retry_by_hand(transaction: Transaction, failed: Row, *, candidate_customer_i
         "candidate_customer_id": candidate_customer_id or failed["candidate_customer_id"],
         "customer_id": failed["customer_id"] if failed["kind"] == Kind.CUSTOMER_FETCH else None,
     }
+    if (failed["error"] or {}).get("http_status") in {401, 403}:
+        # Whoever tries again says that the key, for which the others wait, may do it now.
+        of_job = update(credentials).where(credentials.c.name == failed["credential"])
+        transaction.change(of_job.values(paused_at=null(), reason=null()))
     transaction.change(update(jobs).where(jobs.c.id == failed["id"]).values(external_id=None))
     statement = transaction.insert(jobs).values(**values).on_conflict_do_nothing()
     made = transaction.row(statement.returning(*jobs.c))

@@ -103,5 +103,10 @@ _BY_CODE = {
     UNKNOWN_CREDENTIAL: (
         "set STRIPE_API_KEY_<NAME> for credential {credential}, restart the workers, then retry the job"
     ),
+    # Stripe's own; a 403, but not about the key.
+    "account_invalid": (
+        "check stripe_account: it must be connected to the account of credential {credential}, and still be; "
+        "then retry the job"
+    ),
     WORKER_DIED: "see the workers' logs and memory at the times of its attempts, then retry the job",
 }

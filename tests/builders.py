@@ -226,6 +226,8 @@ class Worker:
         """Dispatch and attempt until nothing is due any more."""
         for _ in range(looks):
             age(self.engine, 1, lanes)
+            lead(self.engine, self.holder)
+            add_worker(self.engine)
             self.dispatch.run_once()
             if not self.published:
                 return

@@ -78,6 +78,18 @@ def pause(transaction: Transaction, held: Claim, problem: Problem) -> None:
         log.error("credential paused", credential=name, reason=reason, remedy="start the workers with a valid key")
 
 
+def has_to_wait(transaction: Transaction, credential: str, fingerprint: str, *, was_refused: bool) -> bool:
+    """Whether a job must not be tried with this key: Stripe refused it, and nobody has said to try it again.
+
+    The table knows of the pause of the key that was seen last; a worker that still holds an older one, which Stripe
+    has refused, leaves the jobs to the others.
+    """
+    row = transaction.row(select(*credentials.c).where(credentials.c.name == credential))
+    if row is None:
+        return False
+    return row["paused_at"] is not None or (was_refused and row["key_fingerprint"] != fingerprint)
+
+
 def paused(transaction: Transaction) -> set[str]:
     """The names of credentials whose jobs wait."""
     query = select(credentials.c.name).where(credentials.c.paused_at.is_not(None))

@@ -18,7 +18,8 @@ from customer_jobs.lifecycle import Claim, Entry, Sending, Success, entry_of
 from customer_jobs.problems import INVALID_PAYLOAD, OUTCOME_UNKNOWN, UNKNOWN_CREDENTIAL, Problem
 from customer_jobs.request import Request, request_of
 from customer_jobs.vocabulary import Kind, State, Verdict
-from worker.answers import Answer
+from worker.answers import Answer, KeyRefused
+from worker.credentials import has_to_wait
 from worker.gateway import Gateway
 from worker.leases import LeaseKeeper
 from worker.local_copy import LINK_PAUSE_SECONDS, NotYet, answer_from_copy
@@ -28,6 +29,7 @@ from worker.retry import RetryPolicy
 
 RECORD_FOR_SECONDS = 60  #: An answer is worth waiting for the database; after that the lease has run out anyway.
 RECORD_PAUSE_SECONDS = 0.5  #: Between two tries to record.
+REFUSED_PAUSE_SECONDS = 1.0  #: Before a job is handed out again that met a worker with a refused key.
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +54,7 @@ class Runner:
         self._leases = LeaseKeeper(engine)
         self._when_recorded = when_recorded
         self._draw = draw
+        self._refused: set[str] = set()  #: Fingerprints of keys of this process that Stripe has refused.
 
     def attempt(self, job_id: str, call: Call, policy: RetryPolicy, *, worker: str) -> Recorded | None:
         """Make one attempt at a dispatched job; None if there is nothing to do, as after a doubled message."""
@@ -92,6 +95,10 @@ class Runner:
         if not self._gateway.knows(request.credential):
             problem = Problem("authentication_error", UNKNOWN_CREDENTIAL, "no worker has a key of this name")
             return _refuse(transaction, job, problem, worker)
+        key = self._gateway.fingerprint(request.credential)
+        if has_to_wait(transaction, request.credential, key, was_refused=key in self._refused):
+            lifecycle.postpone(transaction, job_id, delay_seconds=REFUSED_PAUSE_SECONDS)
+            return None
         if _sent_elsewhere(job, self._gateway.identities(request.credential)):
             message = "the key belongs to another account than the one that the create was sent to"
             return _refuse(transaction, job, Problem("api_error", OUTCOME_UNKNOWN, message), worker)
@@ -133,6 +140,7 @@ class Runner:
 
             def look_for_it() -> Callable[[Transaction, float], Recorded]:
                 looked = look(self._gateway, search)
+                self._notice(held, looked)
                 return lambda tx, duration_ms: record_look(tx, held, looked, duration_ms=duration_ms)
 
             return held, look_for_it
@@ -142,11 +150,16 @@ class Runner:
 
         def make_the_call() -> Callable[[Transaction, float], Recorded]:
             answer = call(self._gateway, request)
+            self._notice(held, answer)
             return lambda tx, duration_ms: recorder.record(
                 tx, held, answer, key_is_live=is_live, duration_ms=duration_ms
             )
 
         return held, make_the_call
+
+    def _notice(self, held: Claim, answer: object) -> None:
+        if isinstance(answer, KeyRefused) and held.key_fingerprint is not None:
+            self._refused.add(held.key_fingerprint)
 
     def _until_recorded(
         self, held: Claim, record: Callable[[Transaction, float], Recorded], duration_ms: float

@@ -54,6 +54,7 @@ def test_an_error_has_the_members_that_the_design_names() -> None:
         ({"http_status": 401}, "credential 'eu' a valid key"),
         ({"code": "api_key_expired", "http_status": 401}, "credential 'eu' a valid key"),
         ({"http_status": 403}, "permission"),
+        ({"code": "account_invalid", "http_status": 403}, "check stripe_account"),
         ({"code": "parameter_unknown", "param": "emial", "http_status": 400}, "correct emial"),
         ({"http_status": 400}, "correct the request"),
         ({"code": "card_declined", "http_status": 402}, "means of payment"),
