@@ -15,11 +15,16 @@ from sqlalchemy.orm import Session
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
-from customer_jobs import ConflictError, CustomerJobs, components
+from customer_jobs import ConflictError, CustomerJobs, components, testing
 from customer_jobs.cli import app
+from customer_jobs.database import writing
+from customer_jobs.problems import Problem
 from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import jobs
-from tests.builders import Worker, events_of, job_row, rows
+from customer_jobs.vocabulary import Verdict
+from tests.builders import Worker, claimed, entry, events_of, job_row, rows
+from worker import record
+from worker.answers import Rejected
 
 CREATE = {"component": "stripe.createCustomer", "trigger": "true", "Body": {"email": "jenny.rosen@example.com"}}
 GET = {"component": "stripe.getStripeCustomer", "customer_id": "cus_ABC123XYZ456"}
@@ -193,7 +198,7 @@ def failed(outputs: dict[str, Any], status: int) -> tuple[str, dict[str, Any]]:
 def test_a_key_that_stripe_refuses_is_a_401_that_names_the_credential(
     engine: Engine, table: CustomerJobs, sandbox: Sandbox, document: dict[str, Any], credential: str, message: str
 ) -> None:
-    keys = {"default": "sk_test_shop_1", "wrong": "sk_test_shop_invalid", "expired": "sk_test_shop_expired"}
+    keys = {credential: f"sk_test_shop_{'invalid' if credential == 'wrong' else credential}"}
     with working(engine, sandbox, stripe_api_keys=keys):
         outputs = components.run(document | {"context": {"credential": credential}}, jobs=table)
         waits = components.run(document | {"context": {"credential": credential}}, jobs=table, timeout_seconds=0.1)
@@ -248,6 +253,32 @@ def test_a_failure_that_stripe_did_not_answer_has_no_response(
     assert outputs.keys() == {"_error", "_error_detail"}
     assert outputs["_error_detail"]["code"] == "unknown_credential"
     assert "STRIPE_API_KEY_<NAME>" in outputs["_error_detail"]["remedy"]
+
+
+def test_the_test_of_an_app_ends_the_job_of_a_document(table: CustomerJobs) -> None:
+    refused = components.start(CREATE, jobs=table)
+    made = components.start(GET, jobs=table)
+
+    refused = testing.fail(refused, {"code": "email_invalid", "param": "email", "message": "no"}, jobs=table)
+    made = testing.succeed(made, {"email": "abc@example.com"}, headers={"Request-Id": "req_1"}, jobs=table)
+
+    outputs = components.outputs(CREATE, refused)
+    assert (outputs["_error"], outputs["Response"]["error"]["param"]) == ("no", "email")
+    assert outputs["Headers"] == {"Request-Id": outputs["_error_detail"]["request_id"]}
+    assert components.outputs(GET, made)["customerEmail"] == "abc@example.com"
+
+
+@pytest.mark.parametrize("answer", [{"n": float("nan")}, {"long": "x" * 100_000}, {"fine": "x"}])
+def test_an_answer_that_no_row_can_hold_does_not_keep_the_job_from_failing(engine: Engine, answer: Any) -> None:
+    held = claimed(engine)
+    problem = Problem("invalid_request_error", message="no", http_status=400)
+
+    with writing(engine) as transaction:
+        record.fail(transaction, held, entry(Verdict.FAILED), problem, Rejected(problem, {}, {"error": answer}))
+
+    row = job_row(engine, held.job["id"])
+    assert row["state"] == "failed"
+    assert (row["result"] is None) == ("fine" not in answer)
 
 
 # The command
