@@ -191,6 +191,7 @@ def failed(outputs: dict[str, Any], status: int) -> tuple[str, dict[str, Any]]:
     ("credential", "message"),
     [
         ("wrong", "Invalid API Key provided: sk_test_****alid"),
+        ("revoked", "Invalid API Key provided: sk_test_****oked"),
         ("expired", "Expired API Key provided: sk_test_****ired"),
     ],
 )
