@@ -1,64 +1,140 @@
-"""A token bucket hands out what Stripe's limit allows, and never more."""
+"""A token bucket hands out what Stripe's limit allows, gives way where Stripe turns calls away, and recovers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.dispatcher.limits import SHARE, Bucket
+from worker.dispatcher.limits import FLOOR_PER_SECOND, RECOVERY_SECONDS, SHARE, Bucket, is_limiting
+from worker.pace import Spacing
 
-rates = st.floats(0.1, 1_000)
-#: What passes between two looks, and how many calls are wanted then.
-looks = st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 50)), max_size=60)
+limits = st.floats(0.1, 1_000)
+#: What passes between two looks, how many calls are wanted then, and whether Stripe has turned calls away.
+looks = st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 50), st.booleans()), max_size=60)
 
 
-@given(rate=rates, looks=looks)
-def test_no_more_is_handed_out_than_the_capacity_and_the_rate_allow(
-    rate: float, looks: list[tuple[float, int]]
+def bucket(limit: float = 25, **fields: Any) -> Bucket:
+    """A new bucket, but for what the test names."""
+    return Bucket(**{"tokens": 1.0, "limit": limit, "rate": limit} | fields)
+
+
+@given(limit=limits, looks=looks)
+def test_no_more_is_handed_out_than_the_capacity_and_the_limit_allow(
+    limit: float, looks: list[tuple[float, int, bool]]
 ) -> None:
-    bucket = Bucket(tokens=1, rate=rate)
+    now = Bucket.new(limit)
     handed_out, passed_seconds = 0, 0.0
 
-    for elapsed_seconds, wanted in looks:
-        bucket = bucket.refilled(elapsed_seconds)
-        calls = min(wanted, bucket.calls)
-        bucket = bucket.spent(calls)
+    for elapsed_seconds, wanted, turned_away in looks:
+        now = now.refilled(elapsed_seconds)
+        if turned_away:
+            now = now.slowed()
+        calls = min(wanted, now.calls)
+        now = now.spent(calls)
         handed_out += calls
         passed_seconds += max(elapsed_seconds, 0)
 
-        assert handed_out <= bucket.capacity + rate * SHARE * passed_seconds + 1e-3
-        assert bucket.tokens >= -1e-3
-        assert bucket.tokens <= bucket.capacity
+        assert handed_out <= now.capacity + limit * SHARE * passed_seconds + 1e-3
+        assert -1e-3 <= now.tokens <= now.capacity
+        assert min(FLOOR_PER_SECOND, limit) <= now.rate <= limit
 
 
-@given(rate=rates, tokens=st.floats(0, 100), elapsed_seconds=st.floats(-1e9, 0))
-def test_a_clock_that_goes_backwards_adds_nothing(rate: float, tokens: float, elapsed_seconds: float) -> None:
-    bucket = Bucket(tokens, rate)
+@given(limit=limits, tokens=st.floats(0, 100), elapsed_seconds=st.floats(-1e9, 0))
+def test_a_clock_that_goes_backwards_adds_nothing(limit: float, tokens: float, elapsed_seconds: float) -> None:
+    before = bucket(limit, tokens=tokens, rate=limit / 2)
 
-    assert bucket.refilled(elapsed_seconds).tokens == min(tokens, bucket.capacity)
+    after = before.refilled(elapsed_seconds)
+
+    assert (after.tokens, after.rate) == (min(tokens, before.capacity), before.rate)
 
 
-@given(rate=rates, pieces=st.integers(1, 500))
-def test_many_small_refills_are_worth_one_large(rate: float, pieces: int) -> None:
-    bucket = Bucket(0, rate)
+@given(limit=limits, pieces=st.integers(1, 500))
+def test_many_small_refills_are_worth_one_large(limit: float, pieces: int) -> None:
+    now = bucket(limit, tokens=0)
 
     for _ in range(pieces):
-        bucket = bucket.refilled(1 / rate / SHARE / pieces)
+        now = now.refilled(1 / limit / SHARE / pieces)
 
-    assert bucket.calls == 1
+    assert now.calls == 1
 
 
-@given(rate=rates, tokens=st.floats(0, 3), calls=st.integers(1, 2))
-def test_after_the_time_it_names_so_many_calls_may_leave(rate: float, tokens: float, calls: int) -> None:
-    bucket = Bucket(tokens, rate)
+@given(limit=limits, tokens=st.floats(0, 3), calls=st.integers(1, 2), slowed=st.booleans())
+def test_after_the_time_it_names_so_many_calls_may_leave(limit: float, tokens: float, calls: int, slowed: bool) -> None:
+    now = bucket(limit, tokens=tokens)
+    if slowed:
+        now = now.slowed()
 
-    assert bucket.refilled(bucket.seconds_until(calls)).calls >= calls
+    assert now.refilled(now.seconds_until(calls)).calls >= calls
 
 
 def test_a_limit_of_25_a_second_lets_no_more_than_two_leave_together() -> None:
-    bucket = Bucket(tokens=1, rate=25).refilled(3600)
+    full = bucket(25).refilled(3600)
 
-    assert bucket.calls == 2
-    assert bucket.spent(2).calls == 0
-    assert bucket.spent(2).seconds_until() == pytest.approx(1 / (25 * 0.99))
+    assert full.calls == 2
+    assert full.spent(2).calls == 0
+    assert full.spent(2).seconds_until() == pytest.approx(1 / (25 * 0.99))
+
+
+def test_it_begins_with_one_call() -> None:
+    assert Bucket.new(25).calls == 1
+
+
+def test_a_limit_that_stripe_shows_halves_the_rate_down_to_one_a_second() -> None:
+    now, rates = bucket(20), []
+
+    for _ in range(6):
+        now = now.slowed()
+        rates.append(now.rate)
+
+    assert rates == [10, 5, 2.5, 1.25, 1, 1]
+    assert now.calls == 0
+
+
+@given(limit=limits)
+def test_slowing_down_never_makes_faster(limit: float) -> None:
+    assert bucket(limit).slowed().rate <= limit
+
+
+@given(limit=st.floats(2, 1_000), pieces=st.integers(1, 50))
+def test_the_whole_limit_is_regained_little_by_little(limit: float, pieces: int) -> None:
+    slow = bucket(limit, rate=FLOOR_PER_SECOND)
+    now, rates = slow, [slow.rate]
+
+    for _ in range(pieces):
+        now = now.refilled(RECOVERY_SECONDS / pieces)
+        rates.append(now.rate)
+
+    assert rates == sorted(rates)
+    assert now.rate == pytest.approx(limit)
+    assert slow.refilled(RECOVERY_SECONDS / 4).rate == pytest.approx(min(1 + limit / 4, limit))
+
+
+@pytest.mark.parametrize(
+    ("answers", "rate_limited", "limiting"), [(0, 0, False), (2, 2, False), (3, 3, True), (30, 3, False), (29, 3, True)]
+)
+def test_a_few_429_now_and_then_are_no_limit(answers: int, rate_limited: int, limiting: bool) -> None:
+    assert is_limiting(answers, rate_limited) is limiting
+
+
+@given(rate=limits, steps=st.lists(st.floats(0, 0.5), min_size=1, max_size=80))
+def test_calls_of_one_process_leave_spaced_but_for_three(rate: float, steps: list[float]) -> None:
+    spacing, now, left_at = Spacing(rate), 0.0, []
+
+    for step in steps:
+        now += step
+        spacing, wait_seconds = spacing.reserved(now)
+        left_at.append(now + wait_seconds)
+
+    for first in range(len(left_at)):
+        for last in range(first, len(left_at)):
+            within = left_at[last] - left_at[first]
+            assert last - first <= within * rate + spacing.tolerance + 1e-6
+
+
+def test_a_call_after_a_pause_waits_for_nobody() -> None:
+    spacing, _ = Spacing(rate=1).reserved(0)
+
+    assert spacing.reserved(1_000)[1] == 0

@@ -44,7 +44,8 @@ class Bucket:
 
     def slowed(self) -> Bucket:
         """The bucket after Stripe turned calls away."""
-        return replace(self, tokens=min(self.tokens, 0.0), rate=max(self.rate / 2, FLOOR_PER_SECOND))
+        rate = min(max(self.rate / 2, FLOOR_PER_SECOND), self.rate)  # A limit may be below the floor.
+        return replace(self, tokens=min(self.tokens, 0.0), rate=rate)
 
     @property
     def capacity(self) -> float:
