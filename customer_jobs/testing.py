@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from customer_jobs.vocabulary import Kind, State, Verdict
 __all__ = ["clear", "fail", "jobs", "stripe_sandbox", "succeed"]
 
 WORKER = "testing"  #: Stands in the ledger where the name of a worker would.
+DURATION_MS = 0.0  #: Nobody was asked.
 LEASE_SECONDS = 60  #: More than the moment between handing out and claiming.
 
 _current: list[CustomerJobs] = []  #: That of the `jobs` fixture, while a test runs.
@@ -79,7 +81,10 @@ def succeed(
         held = _claim(transaction, job)
         body = _stripe_object(held.job, customer or {})
         success = success_of(job.kind, body, headers=headers or {}, replayed=replayed, key_is_live=False)
-        entry = Entry(Verdict.SUCCEEDED, http_status=200, request_id=f"req_{uuid.uuid4().hex[:14]}", replayed=replayed)
+        request_id = f"req_{uuid.uuid4().hex[:14]}"
+        entry = Entry(
+            Verdict.SUCCEEDED, http_status=200, request_id=request_id, replayed=replayed, duration_ms=DURATION_MS
+        )
         lifecycle.succeed(transaction, held, success, entry)
     return _read(table, job)
 
@@ -104,7 +109,7 @@ def fail(
     problem = problem_of(given, http_status=http_status, request_id=request_id)
     with table._transaction(None) as transaction:  # noqa: SLF001 - as above
         held = _claim(transaction, job)
-        entry = Entry(**{**vars(entry_of(Verdict.FAILED, problem)), "ambiguous": ambiguous})
+        entry = replace(entry_of(Verdict.FAILED, problem), ambiguous=ambiguous, duration_ms=DURATION_MS)
         envelope = problem.envelope(credential=job.credential, transient=ambiguous)
         answered = None if ambiguous else refusal({"error": given}, headers or {"Request-Id": request_id})
         lifecycle.fail(transaction, held, entry, error=envelope, result=answered)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Engine, Executable, Insert, create_engine
+from sqlalchemy import BindParameter, Engine, Executable, create_engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import cloned_traverse
 
 from customer_jobs.database import Transaction, in_our_schema, open_engine, schema_map
 from customer_jobs.errors import InvalidSetting
@@ -78,11 +80,11 @@ class DjangoTransaction(Transaction):
         return cursor
 
     def _compile(self, statement: Any, parameters: Any = None) -> SQLCompiler:
-        if isinstance(statement, Insert) and parameters is not None:
+        if isinstance(parameters, list):
             # Django's executemany returns nothing: many rows are one statement here.
             statement = statement.values(parameters)
         elif parameters is not None:
-            statement = statement.params(parameters)
+            statement = _with_values(statement, parameters)
         compiled: SQLCompiler = statement.compile(
             dialect=self._dialect,
             schema_translate_map=self._schema_map,
@@ -96,6 +98,16 @@ class DjangoTransaction(Transaction):
         values = compiled.construct_params(escape_names=False)
         bound = {name: writers[name](value) if name in writers else value for name, value in values.items()}  # type: ignore[operator]
         return str(compiled), bound
+
+
+def _with_values(statement: Any, parameters: Mapping[str, Any]) -> Any:
+    """The statement with its named parameters filled in; SQLAlchemy's own `params()` does so for a SELECT only."""
+
+    def fill_in(parameter: BindParameter[Any]) -> None:
+        if parameter.key in parameters:
+            parameter.value, parameter.required = parameters[parameter.key], False
+
+    return cloned_traverse(statement, {"maintain_key": True}, {"bindparam": fill_in})
 
 
 def engine_of(using: str, schema: str | None = None) -> Engine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -15,8 +17,9 @@ from celery import Celery
 
 from customer_jobs import Job
 from customer_jobs.embedded import wait_until
-from tests.acceptance.stack import SOON_SECONDS, Stack, email, running, unique, wait_for_line
+from tests.acceptance.stack import SOON_SECONDS, Stack, email, environment, running, unique, wait_for_line
 from tests.acceptance.test_messages import readable, send, work_through_messages
+from tests.markdown import blocks
 from tests.proxy import Proxy
 from tests.servers import Server
 
@@ -124,6 +127,22 @@ def test_a_message_becomes_a_job_with_its_id(open_door: Stack) -> None:
     for secret in (address, "Jenny Rosen"):
         assert secret.encode() not in heard
         assert secret not in log_of(stack)
+
+
+@on_sqlite
+def test_what_the_page_says_to_write_makes_a_job(open_door: Stack) -> None:
+    (text,) = (each.text for each in blocks("python") if each.page == "producers.md" and "send_task" in each.text)
+
+    told = subprocess.run(
+        [sys.executable, "-c", text],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment({"REDIS_URL": open_door.redis_url}),
+    )
+    ended = job_of(open_door, told.stdout.strip())
+
+    assert (ended.outcome, ended.external_id) == ("created", "user-1044")
 
 
 @on_sqlite

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.acceptance.stack import CHECKOUT, SOON_SECONDS, Stack, email, environment, running, unique
+from tests.integration.test_testing import write_tests
 from tests.servers import Server
 
 IMPORT_SECONDS = 0.15
@@ -144,6 +145,16 @@ def test_a_job_goes_all_the_way_and_comes_back_by_the_wheel_alone(
     (event,) = map(json.loads, events.stdout.splitlines())
     assert (event["subject"], event["data"]["customer_id"]) == (job_id, ended.customer_id)
     assert event["data"]["external_id"] == mine
+
+
+@pytest.mark.slow
+def test_an_apps_tests_need_nothing_but_the_wheel_and_pytest(installed: Path, tmp_path: Path) -> None:
+    write_tests(tmp_path, without="import stripe")
+
+    ran = run(installed / "python", "-m", "pytest", "-q", "-W", "error", cwd=tmp_path)
+
+    assert ran.returncode == 0, ran.stdout
+    assert "5 passed" in ran.stdout
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -15,6 +16,7 @@ from django.test import TestCase, TransactionTestCase, skipUnlessDBFeature
 from customer_jobs import ConflictError, CustomerJobs, InvalidJob, Job, NotRetryable, UnknownJob
 from customer_jobs.django import jobs
 from customer_jobs.testing import clear, fail, succeed
+from tests.markdown import blocks
 
 BODY = {"email": "jenny.rosen@example.com", "name": "Jenny Rosén % 😀", "metadata": {"plan": "pro"}}
 CUSTOMER_ID = "cus_Jh3d8yZi678c2"
@@ -292,3 +294,19 @@ def _state_of(pid: int) -> str:
     with connection.cursor() as cursor:
         cursor.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", [pid])
         return str(cursor.fetchone()[0])
+
+
+class Documented(TestCase):
+    """What docs/producers.md tells a Django app to write."""
+
+    def test_a_sign_up_makes_user_and_job_or_neither(self) -> None:
+        (text,) = (each.text for each in blocks("python") if each.page == "producers.md" and "atomic" in each.text)
+        page: dict[str, Any] = {}
+        exec(text, page)
+
+        with rolled_back():
+            page["sign_up"](SimpleNamespace(save=lambda: User.objects.create(username="undone")))
+        user = page["sign_up"](SimpleNamespace(save=lambda: User.objects.create(username="jenny")))
+
+        (job,) = jobs.list()
+        self.assertEqual((User.objects.get(), job.external_id), (user, str(user.pk)))
