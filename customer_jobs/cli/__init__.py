@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from customer_jobs.cli import components, jobs, local, operate
+from customer_jobs.cli import components, jobs, local, operate, webhooks
 from customer_jobs.cli.exits import PROGRAM, Commands
 
 HELP = """Stripe customers as durable jobs: create them, fetch them, see what became of it.
@@ -37,6 +37,7 @@ app = typer.Typer(
 app.add_typer(jobs.commands)
 app.add_typer(components.commands)
 app.add_typer(operate.commands)
+app.add_typer(webhooks.commands)
 app.add_typer(local.commands)
 
 

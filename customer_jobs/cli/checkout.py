@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import select
@@ -21,6 +22,8 @@ from customer_jobs.schema import workers
 
 SANDBOX_KEY = "sk_test_sandbox"  #: Any test key will do; this one says what it is.
 SANDBOX_READY_SECONDS = 15.0
+#: The stripe library alone takes a second on a busy machine.
+WEBHOOKS_READY_SECONDS = 30.0
 #: Celery, Flower and the drivers are loaded in two seconds on an idle machine; this leaves room for a busy one.
 CELERY_READY_SECONDS = 60.0
 #: A call that is under way may take the 30 s that Stripe is given, and must then be recorded.
@@ -73,14 +76,31 @@ def redis(directory: Path, port: int, *, remove: tuple[Path, ...] = ()) -> Part:
     )
 
 
-def sandbox(log: Path, port: int, *, rate_limit: float | None = None, remove: tuple[Path, ...] = ()) -> Part:
+@dataclass(frozen=True)
+class Webhook:
+    """Where the sandbox sends its events, and what it signs them with."""
+
+    url: str
+    secret: str
+
+
+def sandbox(
+    log: Path,
+    port: int,
+    *,
+    rate_limit: float | None = None,
+    webhook: Webhook | None = None,
+    remove: tuple[Path, ...] = (),
+) -> Part:
     """The local Stripe."""
     embedded.require_free(port)
     limit = () if rate_limit is None else ("--rate-limit", f"{rate_limit:g}")
-    command = [sys.executable, "-m", "customer_jobs.cli", "sandbox", "--port", str(port), *limit, "--json"]
+    told = () if webhook is None else ("--webhook", webhook.url)
+    command = [sys.executable, "-m", "customer_jobs.cli", "sandbox", "--port", str(port), *limit, *told, "--json"]
+    env = environment({} if webhook is None else {"STRIPE_WEBHOOK_SECRET": webhook.secret})
     return Part(
         "sandbox",
-        begin=lambda: embedded.start("sandbox", command, log=log, cwd=root(), remove=remove),
+        begin=lambda: embedded.start("sandbox", command, log=log, env=env, cwd=root(), remove=remove),
         is_ready=lambda: answers(port, "/_sandbox/health"),
         ready_seconds=SANDBOX_READY_SECONDS,
     )
@@ -99,6 +119,18 @@ def worker(log: Path, name: str, env: Mapping[str, str], *, remove: tuple[Path, 
         is_ready=lambda: has_signed_on(env["DATABASE_URL"], name),
         ready_seconds=CELERY_READY_SECONDS,
         grace_seconds=WORKER_GRACE_SECONDS,
+    )
+
+
+def webhooks(log: Path, port: int, env: Mapping[str, str]) -> Part:
+    """The endpoint for Stripe's events."""
+    embedded.require_free(port)
+    command = [sys.executable, "-m", "customer_jobs.cli", "webhooks", "--port", str(port)]
+    return Part(
+        "webhooks",
+        begin=lambda: embedded.start("webhooks", command, log=log, env=env, cwd=root()),
+        is_ready=lambda: answers(port, "/health"),
+        ready_seconds=WEBHOOKS_READY_SECONDS,
     )
 
 

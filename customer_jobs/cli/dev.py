@@ -1,4 +1,4 @@
-"""Everything on this machine until Ctrl-C: a database, Redis, the sandbox, a worker and Flower, looked after."""
+"""Everything on this machine until Ctrl-C: database, Redis, sandbox, worker, webhooks and Flower, looked after."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from customer_jobs import embedded
 from customer_jobs.cli import checkout, show
 from customer_jobs.cli.exits import without_secrets
+from customer_jobs.cli.local import new_webhook_secret
 from customer_jobs.cli.programs import Ended, Ending, Programs
 from customer_jobs.cli.stream import Stream
 from customer_jobs.database import open_engine, parse_url
@@ -29,7 +31,7 @@ from customer_jobs.migrate import migrate
 STATE = ".customer-jobs"  #: In the checkout, unless --data says otherwise.
 TEST_MODE_RATE = 25.0  #: Calls per second and endpoint, as with a test key. Source: https://docs.stripe.com/rate-limits
 #: The same from day to day where they are free, so that what was exported in another terminal stays right.
-USUAL_PORTS = {"redis": 6390, "sandbox": 12111, "flower": 5555}
+USUAL_PORTS = {"redis": 6390, "sandbox": 12111, "flower": 5555, "webhooks": 8000}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Ports:
     redis: int | None = None
     sandbox: int | None = None
     flower: int | None = None
+    webhooks: int | None = None
 
 
 def run(data: Path | None, ports: Ports) -> None:
@@ -68,21 +71,28 @@ def _start(programs: Programs, directory: Path, ports: Ports) -> None:
         redis_url = f"redis://{LOOPBACK}:{port}/0"
     settings = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
     stripe = setting("STRIPE_API_BASE") or "https://api.stripe.com"
-    env = checkout.environment(settings)
+    webhook = _webhook(ports.webhooks, uses_sandbox=uses_sandbox)
+    secret = {} if webhook is None else {"STRIPE_WEBHOOK_SECRET": webhook.secret}
+    env = checkout.environment(settings | secret)
     if uses_sandbox:
         port = _port("sandbox", ports.sandbox)
-        programs.begin(checkout.sandbox(logs / "sandbox.log", port, rate_limit=TEST_MODE_RATE))
+        programs.begin(checkout.sandbox(logs / "sandbox.log", port, rate_limit=TEST_MODE_RATE, webhook=webhook))
         stripe = f"http://{LOOPBACK}:{port}"
-        env = checkout.for_the_sandbox(stripe, settings)
+        env = checkout.for_the_sandbox(stripe, settings | secret)
 
     _say(f"database   {_migrate(database_url)}")
     _ping(redis_url)
     _say("redis      ready")
     flower_port = _port("flower", ports.flower)
     programs.begin(checkout.flower(logs / "flower.log", flower_port, env))
+    if webhook is not None:
+        programs.begin(checkout.webhooks(logs / "webhooks.log", urlsplit(webhook.url).port or 0, env))
     name = f"dev-{os.getpid()}@{socket.gethostname()}"
     programs.begin(checkout.worker(logs / "worker.log", name, env))
-    for each in (["sandbox"] if uses_sandbox else []) + ["worker", "flower"]:
+    started = (
+        (["sandbox"] if uses_sandbox else []) + ["worker"] + ([] if webhook is None else ["webhooks"]) + ["flower"]
+    )
+    for each in started:
         _say(f"{each:<9}  ready after {show.span(programs.await_ready(each))}")
 
     print("\ncustomer-jobs is running; Ctrl-C ends it.\n")
@@ -90,11 +100,27 @@ def _start(programs: Programs, directory: Path, ports: Ports) -> None:
         ("database", without_secrets(database_url)),
         ("redis", without_secrets(redis_url)),
         ("Stripe", f"{stripe}  {'the sandbox; it keeps nothing' if uses_sandbox else 'with your key'}"),
+        ("webhooks", _about(webhook, uses_sandbox=uses_sandbox)),
         ("Flower", f"http://{LOOPBACK}:{flower_port}"),
         ("logs", str(logs)),
     ]
     show.put(show.facts(facts))
     _print_what_next(settings, uses_sandbox=uses_sandbox, by_environment=bool(given_database and given_redis))
+
+
+def _webhook(given: int | None, *, uses_sandbox: bool) -> checkout.Webhook | None:
+    """The endpoint; None where Stripe's events could not be told from anybody's."""
+    secret = setting("STRIPE_WEBHOOK_SECRET") or (new_webhook_secret() if uses_sandbox else None)
+    if secret is None:
+        return None
+    return checkout.Webhook(f"http://{LOOPBACK}:{_port('webhooks', given)}/webhooks/stripe", secret)
+
+
+def _about(webhook: checkout.Webhook | None, *, uses_sandbox: bool) -> str:
+    if webhook is None:
+        return "none; set STRIPE_WEBHOOK_SECRET to what `stripe listen` prints"
+    told = "the sandbox tells it of every change" if uses_sandbox else "for `stripe listen --forward-to`"
+    return f"{webhook.url}  {told}"
 
 
 def _print_what_next(settings: dict[str, str], *, uses_sandbox: bool, by_environment: bool) -> None:

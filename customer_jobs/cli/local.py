@@ -27,6 +27,7 @@ Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="A
         "customer-jobs sandbox",
         "customer-jobs sandbox --port 0 --latency 100ms-400ms --rate-limit 25",
         "customer-jobs sandbox --faults 500_after:0.05,reset_after:0.05",
+        "customer-jobs sandbox --webhook http://127.0.0.1:8000/webhooks/stripe",
     )
 )
 def sandbox(
@@ -50,6 +51,10 @@ def sandbox(
     ] = "",
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Say what each fault does, and exit.")] = False,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Makes chance repeatable.")] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Tell this endpoint of every change, signed with STRIPE_WEBHOOK_SECRET."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document once it listens.")] = False,
 ) -> None:
     """Run a local Stripe for customers, until Ctrl-C.
@@ -58,15 +63,18 @@ def sandbox(
     checks parameters, replays idempotency keys, limits rates and, on demand, fails in every way that Stripe can.
     """
     from customer_jobs.cli import arguments
+    from customer_jobs.environment import setting
     from customer_jobs.errors import CustomerJobsError
-    from customer_jobs.sandbox import serve
+    from customer_jobs.sandbox import Endpoint, serve
 
     if list_faults:
         _print_faults()
         return
 
+    secret = setting("STRIPE_WEBHOOK_SECRET") or new_webhook_secret()
+
     def ready(started: Sandbox) -> None:
-        _print_sandbox(started, as_json=as_json)
+        _print_sandbox(started, None if webhook is None else secret, as_json=as_json)
 
     try:
         serve(
@@ -78,6 +86,7 @@ def sandbox(
             account_concurrency_limit=account_concurrency_limit,
             faults=faults,
             seed=seed,
+            webhooks=() if webhook is None else (Endpoint(webhook, secret),),
             on_ready=ready,
         )
     except OSError as error:
@@ -103,16 +112,17 @@ def dev(
     redis_port: Port = None,
     sandbox_port: Port = None,
     flower_port: Port = None,
+    webhooks_port: Port = None,
 ) -> None:
     """Run everything on this machine, until Ctrl-C.
 
-    A SQLite database, Valkey, the sandbox, a worker and Flower, in the checkout and with nothing installed but its
-    virtual environment. DATABASE_URL, REDIS_URL and STRIPE_API_KEY take the place of what they name. A program that
-    ends is started again; none is left behind, however this command ends.
+    A SQLite database, Valkey, the sandbox, a worker, the webhook endpoint and Flower, in the checkout and with nothing
+    installed but its virtual environment. DATABASE_URL, REDIS_URL and STRIPE_API_KEY take the place of what they name.
+    A program that ends is started again; none is left behind, however this command ends.
     """
     from customer_jobs.cli.dev import Ports, run
 
-    run(data, Ports(redis_port, sandbox_port, flower_port))
+    run(data, Ports(redis_port, sandbox_port, flower_port, webhooks_port))
 
 
 @commands.command(epilog=examples("customer-jobs demo", "STRIPE_API_KEY=sk_test_… customer-jobs demo"))
@@ -129,10 +139,19 @@ def demo() -> None:
     raise typer.Exit(run())
 
 
-def _print_sandbox(started: Sandbox, *, as_json: bool) -> None:
+def new_webhook_secret() -> str:
+    """A signing secret that nobody else has."""
+    import secrets
+
+    return f"whsec_{secrets.token_hex(16)}"
+
+
+def _print_sandbox(started: Sandbox, webhook_secret: str | None, *, as_json: bool) -> None:
     from customer_jobs.cli import show
 
     env = {"STRIPE_API_BASE": started.url, "STRIPE_API_KEY": SANDBOX_KEY}
+    if webhook_secret is not None:
+        env["STRIPE_WEBHOOK_SECRET"] = webhook_secret
     if as_json:
         show.json_line({"url": started.url, "port": started.port, "env": env})
         return

@@ -150,10 +150,28 @@ def test_the_sandbox_runs_as_its_flags_say() -> None:
         assert running.end(signal.SIGTERM) == 0
 
 
+def test_the_sandbox_tells_an_endpoint_of_every_change() -> None:
+    # Nobody listens there; that it was tried is in the log of deliveries.
+    url = f"http://127.0.0.1:{embedded.free_port()}/webhooks/stripe"
+    with command("sandbox", "--port", "0", "--webhook", url, "--json") as running:
+        assert running.process.stdout
+        document = json.loads(running.process.stdout.readline())
+        create = urllib.request.Request(
+            f"{document['url']}/v1/customers", b"name=Jenny", {"Authorization": "Bearer sk_test_sandbox"}
+        )
+        urllib.request.urlopen(create, timeout=5).close()
+        embedded.wait_until(lambda: get(f"{document['url']}/_sandbox/deliveries"), 10, "a delivery is tried")
+
+        assert get(f"{document['url']}/_sandbox/webhooks")[0]["url"] == url
+        assert document["env"]["STRIPE_WEBHOOK_SECRET"].startswith("whsec_")
+        assert running.end(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize(
     "flags",
     [
         ["--port", "99999"],
+        ["--webhook", "localhost:8000"],
         ["--faults", "nonsense:0.5"],
         ["--faults", "500:2"],
         ["--latency", "soon"],
@@ -281,6 +299,8 @@ def test_the_demo_refuses_a_live_key(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_dev_runs_everything_until_ctrl_c(tmp_path: Path) -> None:
     with command("dev", "--data", str(tmp_path / "state")) as dev:
+        stripe = dev.read_until(r"Stripe +(http://127\.0\.0\.1:\d+)")[1]
+        webhooks = dev.read_until(r"webhooks +(http://127\.0\.0\.1:\d+)/webhooks/stripe  the sandbox tells it")[1]
         flower = dev.read_until(r"Flower +(http://127\.0\.0\.1:\d+)$")[1]
         database_url = dev.read_until("export DATABASE_URL=(.+)$")[1]
         redis_url = dev.read_until("export REDIS_URL=(.+)$")[1]
@@ -293,6 +313,9 @@ def test_dev_runs_everything_until_ctrl_c(tmp_path: Path) -> None:
         embedded.wait_until(
             lambda: CliRunner().invoke(app, ["events", "--json"], env=there).stdout.count("\n") == 2, 10, "two events"
         )
+        embedded.wait_until(lambda: get(f"{stripe}/_sandbox/deliveries"), 10, "the endpoint is told of the customer")
+        (delivery,) = get(f"{stripe}/_sandbox/deliveries")
+        assert get(f"{webhooks}/health") == {"status": "ok"}
         second = CliRunner().invoke(app, ["dev", "--data", str(tmp_path / "state")])
         with urllib.request.urlopen(f"{flower}/healthcheck", timeout=5) as page:
             assert page.status == 200
@@ -300,9 +323,10 @@ def test_dev_runs_everything_until_ctrl_c(tmp_path: Path) -> None:
         assert dev.end(signal.SIGINT) == 0
     assert created.exit_code == 0, created.output
     assert (missing.exit_code, json.loads(missing.stdout)["error"]["code"]) == (1, "resource_missing")
+    assert (delivery["type"], delivery["status"]) == ("customer.created", 200)
     assert second.exit_code == 2
     assert "another `customer-jobs dev`" in second.stderr
-    assert re.findall("stopping (.*)", dev.said) == ["worker", "flower", "sandbox", "redis"]
+    assert re.findall("stopping (.*)", dev.said) == ["worker", "webhooks", "flower", "sandbox", "redis"]
     await_gone(programs)
 
 
