@@ -225,29 +225,33 @@ def drop_database(url: str, name: str) -> None:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def end_sessions(url: str) -> None:
-    """End whatever a test left connected to this database, so that nobody writes to it any more."""
+def objects(url: str) -> object:
+    """Names all that is in a database, but for rows."""
+    with connect(url) as connection:
+        return connection.execute(OBJECTS).fetchone()
+
+
+OBJECTS = (
+    "SELECT (SELECT array_agg((oid, relname, relnatts, relkind) ORDER BY oid) FROM pg_class WHERE oid > 16383)::text,"
+    " (SELECT array_agg(nspname ORDER BY oid) FROM pg_namespace WHERE nspname NOT LIKE 'pg_%')::text,"
+    " (SELECT array_agg((tgname, tgenabled) ORDER BY oid) FROM pg_trigger)::text,"
+    " (SELECT array_agg(conname ORDER BY oid) FROM pg_constraint)::text,"
+    " (SELECT array_agg(setconfig) FROM pg_db_role_setting)::text"
+)
+
+
+def is_emptied(url: str, tables: list[str], before: object) -> bool:
+    """Whether a database that a test is done with has only rows more than before, and has them no more.
+
+    Whoever is still connected is disconnected first, so that nobody writes to it later.
+    """
     with connect(url) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-
-
-def objects(url: str) -> object:
-    """Names all that is in a database, but for rows."""
-    with connect(url) as connection:
-        return connection.execute(
-            "SELECT (SELECT array_agg((oid, relname, relnatts, relkind) ORDER BY oid) FROM pg_class WHERE oid > 16383)"
-            "::text, (SELECT array_agg(nspname ORDER BY oid) FROM pg_namespace WHERE nspname NOT LIKE 'pg_%')::text,"
-            " (SELECT array_agg((tgname, tgenabled) ORDER BY oid) FROM pg_trigger)::text,"
-            " (SELECT array_agg(conname ORDER BY oid) FROM pg_constraint)::text,"
-            " (SELECT array_agg(setconfig) FROM pg_db_role_setting)::text"
-        ).fetchone()
-
-
-def delete_rows(url: str, tables: list[str]) -> None:
-    with connect(url) as connection:
-        connection.execute(
-            sql.SQL("; ").join(sql.SQL("DELETE FROM {}").format(sql.Identifier(*table.split("."))) for table in tables)
-        )
+        if connection.execute(OBJECTS).fetchone() != before:
+            return False
+        names = [sql.Identifier(*table.split(".")) for table in tables]
+        connection.execute(sql.SQL("; ").join(sql.SQL("DELETE FROM {}").format(name) for name in names))
+        return True
