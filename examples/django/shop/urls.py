@@ -1,0 +1,5 @@
+from django.urls import path
+
+from shop import views
+
+urlpatterns = [path("", views.sign_up), path("users/<int:user_id>", views.show, name="user")]
