@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from customer_jobs.consumer import EventConsumer
     from customer_jobs.errors import (
         ConflictError,
         CustomerJobsError,
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
         Unavailable,
         UnknownJob,
     )
+    from customer_jobs.events import Event
     from customer_jobs.job import Attempt, Customer, Job
     from customer_jobs.producer import CustomerJobs
+    from customer_jobs.republish import replay
     from customer_jobs.vocabulary import Kind, Outcome, Priority, State, Verdict
 
 __version__ = "0.1.0"
@@ -28,6 +31,8 @@ __all__ = [
     "Customer",
     "CustomerJobs",
     "CustomerJobsError",
+    "Event",
+    "EventConsumer",
     "InvalidDocument",
     "InvalidJob",
     "InvalidSetting",
@@ -41,11 +46,13 @@ __all__ = [
     "UnknownJob",
     "Verdict",
     "__version__",
+    "replay",
 ]
 
 #: Where a name comes from when it is first asked for: SQLAlchemy takes half a second that `customer-jobs --help`, the
 #: sandbox and the leashes need not spend.
 _MODULES = {
+    "consumer": ("EventConsumer",),
     "errors": (
         "ConflictError",
         "CustomerJobsError",
@@ -56,8 +63,10 @@ _MODULES = {
         "Unavailable",
         "UnknownJob",
     ),
+    "events": ("Event",),
     "job": ("Attempt", "Customer", "Job"),
     "producer": ("CustomerJobs",),
+    "republish": ("replay",),
     "vocabulary": ("Kind", "Outcome", "Priority", "State", "Verdict"),
 }
 

@@ -291,10 +291,30 @@ _index(
     query="replay and prune: events by age",
 )
 _index(
+    "events_published",
+    events.c.published_at,
+    query="a consumer that finds its stream lost: what was published since",
+    where="published_at IS NOT NULL",
+)
+_index(
     "events_subject",
     events.c.subject,
     query="the completion event of a job, of which there is exactly one",
     unique=True,
+)
+
+consumed_events = Table(
+    "consumed_events",
+    metadata,
+    Column("consumer_group", String(255), primary_key=True, comment="who has handled it"),
+    Column("source", String(1024), primary_key=True, comment="the CloudEvent's source …"),
+    Column("id", String(255), primary_key=True, comment="… and id, which together tell it from every other"),
+    Column("consumed_at", UtcTime, nullable=False, server_default=default_now(), comment="handled"),
+)
+_index(
+    "consumed_events_consumed",
+    consumed_events.c.consumed_at,
+    query="prune: the oldest",
 )
 
 customers = Table(

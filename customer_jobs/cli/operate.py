@@ -1,75 +1,32 @@
-"""The commands for whoever operates it: events, migrate."""
+"""The commands for whoever operates it: stats, migrate."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from datetime import UTC, datetime
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from customer_jobs.cli.exits import examples, note
-
-if TYPE_CHECKING:
-    from customer_jobs.cli.stream import Entry, Stream
-
-LATEST = 20  #: Events shown where neither a number nor a time is given.
-FIRST_PAUSE_SECONDS = 0.5  #: Before Redis is asked again after an outage; doubled each time, up to …
-LAST_PAUSE_SECONDS = 10.0
-
+from customer_jobs.cli.exits import examples
 
 commands = typer.Typer()
 
 
-@commands.command(
-    epilog=examples(
-        "customer-jobs events --follow",
-        "customer-jobs events --type '*.failed' --since 1h",
-        "customer-jobs events --type customer.create.succeeded --json | jq -r .data.customer_id",
-    )
-)
-def events(
-    count: Annotated[int | None, typer.Option(metavar="N", min=0, help="As many of the latest.  [default: 20]")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those that arrive, until Ctrl-C.")] = False,
-    type_: Annotated[
-        list[str] | None, typer.Option("--type", metavar="TYPE", help="Only of this type, * allowed; repeatable.")
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="Only newer than: 10m, 2h, 3d, or a time with its zone.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one CloudEvent per line, nothing else.")] = False,
-) -> None:
-    """Show the events of the stream, oldest first.
+@commands.command(epilog=examples("customer-jobs stats", "customer-jobs stats --json | jq .outbox_lag"))
+def stats(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """Show how things stand: jobs by kind and state, what is due, events not published yet, leader and workers."""
+    from customer_jobs.cli import show
+    from customer_jobs.database import database_url, open_engine
+    from customer_jobs.stats import stats as look
 
-    An event says that a job succeeded, failed or was cancelled; it holds ids and no personal data. EVENT_STREAM names
-    the stream (customer-jobs:events), REDIS_URL its Redis. Reading here takes nothing from any consumer.
-    """
-    from customer_jobs.cli import arguments
-    from customer_jobs.cli.stream import open_stream
-
-    start = None if since is None else arguments.moment("--since", since, past=True)
-    wanted_types = type_ or ["*"]
-
-    def wanted(entry: Entry) -> bool:
-        short = entry.type.removeprefix("customer_jobs.")
-        return any(fnmatchcase(entry.type, each) or fnmatchcase(short, each) for each in wanted_types)
-
-    stream = open_stream()
+    engine = open_engine(database_url())
     try:
-        last_id = stream.last_id()
-        latest = stream.latest(LATEST if count is None and since is None else count, since=start, wanted=wanted)
-        _print(latest, as_json=as_json)
-        if follow:
-            last_id = max(last_id, *(entry.id for entry in latest), key=_order) if latest else last_id
-            with suppress(KeyboardInterrupt):
-                _follow(stream, last_id, wanted, as_json=as_json)
-        elif not latest:
-            note("no events")
+        found = look(engine)
     finally:
-        stream.close()
+        engine.dispose()
+    if as_json:
+        show.document(found.to_dict())
+    else:
+        show.stats(found)
 
 
 @commands.command(
@@ -104,37 +61,3 @@ def migrate(
     for revision in applied:
         print(f"applied {revision}")
     print("the database is up to date" if applied else "nothing to do: the database is up to date")
-
-
-def _follow(stream: Stream, last_id: str, wanted: Callable[[Entry], bool], *, as_json: bool) -> None:
-    from customer_jobs.errors import Unavailable
-
-    pause = FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            arrived = stream.after(last_id)
-        except Unavailable as error:
-            note(f"{error}; trying again in {pause:g} s")
-            time.sleep(pause)
-            pause = min(pause * 2, LAST_PAUSE_SECONDS)
-            continue
-        pause = FIRST_PAUSE_SECONDS
-        if arrived:
-            last_id = arrived[-1].id
-            _print([entry for entry in arrived if wanted(entry)], as_json=as_json)
-
-
-def _print(entries: list[Entry], *, as_json: bool) -> None:
-    from customer_jobs.cli import show
-
-    for entry in entries:
-        if entry.event is None:
-            note(f"entry {entry.id} of the stream is no event of ours; somebody else writes to it")
-        elif as_json:
-            show.json_line(entry.event)
-        else:
-            print(show.event_line(entry.event, datetime.now(UTC)), flush=True)
-
-
-def _order(entry_id: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in entry_id.split("-"))

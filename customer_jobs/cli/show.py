@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from customer_jobs.dead_letters import DeadLetter
     from customer_jobs.job import Attempt, Job
+    from customer_jobs.stats import Stats
 
 PIPE_WIDTH = 120  #: Columns where the output is no terminal: enough for every column of a table.
 WIDE = 108  #: Columns from which a list shows everything.
@@ -127,6 +129,32 @@ def event_line(event: Mapping[str, Any], now: datetime) -> str:
         error.get("code") or error.get("type") or " ".join(filter(None, (data.get("outcome"), data.get("customer_id"))))
     )
     return plain(f"{_clock(event.get('time'), now):<11}  {kind:<25}  {event.get('subject', ''):<36}  {reason}").rstrip()
+
+
+def dead_letter_line(letter: DeadLetter, now: datetime) -> str:
+    """A dead letter in one line: its id, when, whose, what, which job, and what the handler raised."""
+    event = letter.event.type.removeprefix("customer_jobs.") if letter.event else "not an event"
+    job = letter.event.subject if letter.event else ""
+    died = _clock(letter.died_at.isoformat(), now)
+    return plain(f"{letter.id}  {died:<11}  {letter.group}  {event:<25}  {job:<36}  {letter.error}").rstrip()
+
+
+def stats(found: Stats) -> None:
+    """Print the figures of all tables."""
+    states = ["queued", "dispatched", "running", "retrying", "succeeded", "failed", "cancelled"]
+    table = ledger("KIND", *(each.upper() for each in states))
+    for kind, counts in found.jobs.items():
+        table.add_row(text(kind), *(text(f"{counts.get(each, 0):,}") for each in states))
+    oldest = "" if found.oldest_due_seconds is None else f", the first for {span(found.oldest_due_seconds)}"
+    lag = "" if found.outbox_lag_seconds is None else f", the first for {span(found.outbox_lag_seconds)}"
+    lines = [
+        ("due", f"{found.due:,} waiting{oldest}"),
+        ("events", f"{found.outbox_lag:,} not published yet{lag}"),
+        ("leader", found.leader or "none: nothing is dispatched and no event is published"),
+    ]
+    seen = [f"{each.name}, {each.slots} threads, seen {span(each.seen_seconds_ago)} ago" for each in found.workers]
+    lines += [("worker", each) for each in seen] or [("workers", "none")]
+    put(table if found.jobs else text("no jobs"), "", facts(lines))
 
 
 def ledger(*columns: str) -> Table:

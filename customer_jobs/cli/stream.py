@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from customer_jobs.environment import setting
-from customer_jobs.errors import InvalidSetting, Unavailable
-from customer_jobs.events import DEFAULT_STREAM
-
-CONNECT_TIMEOUT_SECONDS = 2.0  #: Together with the next: an unreachable Redis is reported within five seconds.
-SOCKET_TIMEOUT_SECONDS = 2.5  #: Longer than the longest BLOCK, or waiting for news would look like an outage.
-BLOCK_MS = 1000  #: One look at the stream waits so long for news.
-BATCH_SIZE = 500  #: Entries of at most 64 KiB each in one answer.
+from customer_jobs.stream import BATCH_SIZE, BLOCK_MS, connect, entries_of, redis_url, stream_name, translating_outages
 
 
 @dataclass(frozen=True)
@@ -40,30 +28,19 @@ class Stream:
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
-        try:
-            self._redis = redis.Redis.from_url(
-                url,
-                decode_responses=True,
-                encoding_errors="replace",
-                protocol=2,
-                socket_timeout=SOCKET_TIMEOUT_SECONDS,
-                socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), 0),  # The default of ten retries would hide an outage for a minute.
-            )
-        except (ValueError, TypeError) as error:
-            raise InvalidSetting("REDIS_URL is not a Redis URL; it looks like redis://localhost:6379/0") from error
+        self._redis = connect(url)
 
     def close(self) -> None:
         self._redis.close()
 
     def ping(self) -> None:
         """Return if Redis answers. Raises Unavailable."""
-        with _translating_outages():
+        with translating_outages():
             self._redis.ping()
 
     def last_id(self) -> str:
         """The id after which the next entry will come."""
-        with _translating_outages():
+        with translating_outages():
             newest: Any = self._redis.xrevrange(self.name, count=1)
         return str(newest[0][0]) if newest else "0-0"
 
@@ -75,7 +52,7 @@ class Stream:
         found: list[Entry] = []
         before = "+"
         while count is None or len(found) < count:
-            with _translating_outages():
+            with translating_outages():
                 batch: Any = self._redis.xrevrange(self.name, max=before, min=oldest, count=BATCH_SIZE)
             found += [entry for entry in map(_entry, batch) if wanted(entry)]
             if len(batch) < BATCH_SIZE:
@@ -85,33 +62,20 @@ class Stream:
 
     def after(self, last_id: str, *, block_ms: int = BLOCK_MS) -> list[Entry]:
         """The entries after that one; waits for news at most `block_ms`."""
-        with _translating_outages():
+        with translating_outages():
             answer: Any = self._redis.xread({self.name: last_id}, count=BATCH_SIZE, block=block_ms)
-        return [_entry(each) for _, entries in answer or () for each in entries]
+        return [_entry(each) for each in entries_of(answer)]
 
 
 def open_stream() -> Stream:
     """The stream named by REDIS_URL and EVENT_STREAM."""
-    url = setting("REDIS_URL")
-    if url is None:
-        raise InvalidSetting("REDIS_URL is not set; for example: export REDIS_URL=redis://localhost:6379/0")
-    return Stream(url, setting("EVENT_STREAM") or DEFAULT_STREAM)
+    return Stream(redis_url(), stream_name())
 
 
-def _entry(answer: tuple[str, dict[str, str]]) -> Entry:
+def _entry(answer: tuple[str, dict[str, str] | None]) -> Entry:
     entry_id, fields = answer
     try:
         event = json.loads((fields or {}).get("event", ""))
     except (ValueError, RecursionError):
         event = None
     return Entry(entry_id, event if isinstance(event, dict) else None)
-
-
-@contextmanager
-def _translating_outages() -> Iterator[None]:
-    try:
-        yield
-    except redis.ResponseError as error:
-        raise Unavailable(f"the Redis of REDIS_URL refused: {error}") from error
-    except (redis.RedisError, OSError) as error:
-        raise Unavailable(f"the Redis of REDIS_URL cannot be reached: {error}") from error

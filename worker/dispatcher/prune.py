@@ -6,12 +6,13 @@ from typing import Any
 
 import redis
 import structlog
-from sqlalchemy import Engine, and_, delete, literal_column, null, select, update
+from sqlalchemy import Engine, Tuple, and_, delete, literal_column, null, select, tuple_, update
 
 from customer_jobs.database import Transaction, writing
 from customer_jobs.payload import payload_digest
-from customer_jobs.schema import HOLDS_EXTERNAL_ID, attempts, events, jobs, webhook_events
+from customer_jobs.schema import HOLDS_EXTERNAL_ID, attempts, consumed_events, events, jobs, webhook_events
 from customer_jobs.sql import now
+from customer_jobs.stream import dead_stream_name
 from customer_jobs.vocabulary import FINAL_STATES
 from worker.dispatcher.leader import still_leads
 
@@ -43,17 +44,22 @@ class Prune:
             )
             received = webhook_events.c.received_at
             removed += _delete_oldest(transaction, webhook_events, webhook_events.c.id, received < now(-self._seconds))
+            # An event published again on its last day in the table then stays in the stream for as long once more.
+            consumed = tuple_(consumed_events.c.consumer_group, consumed_events.c.source, consumed_events.c.id)
+            long_ago = consumed_events.c.consumed_at < now(-2 * self._seconds - SECONDS_PER_DAY)
+            removed += _delete_oldest(transaction, consumed_events, consumed, long_ago)
         if removed:
             log.info("pruned", rows=removed)
         return removed
 
     def trim_stream(self) -> None:
-        """Drop the stream's entries of the same age; the table outlives them. Raises RedisError."""
+        """Drop entries of the same age, dead letters too; the table outlives them. Raises RedisError."""
         with writing(self._engine) as transaction:
             if not still_leads(transaction, self._holder):
                 return
             oldest = transaction.value(select(now(-self._seconds)))
-        self._client.xtrim(self._stream, minid=f"{int(oldest.timestamp() * 1000)}-0", approximate=True)
+        for stream in (self._stream, dead_stream_name(self._stream)):
+            self._client.xtrim(stream, minid=f"{int(oldest.timestamp() * 1000)}-0", approximate=True)
 
 
 def _holds_external_id() -> Any:
@@ -95,4 +101,5 @@ def _empty_jobs(transaction: Transaction, old: Any) -> int:
 
 def _delete_oldest(transaction: Transaction, table: Any, key: Any, old: Any, published: Any = None) -> int:
     condition = old if published is None else old & published.is_not(None)
-    return transaction.change(delete(table).where(key.in_(select(key).where(condition).limit(BATCH_SIZE))))
+    columns = key.clauses if isinstance(key, Tuple) else [key]
+    return transaction.change(delete(table).where(key.in_(select(*columns).where(condition).limit(BATCH_SIZE))))
