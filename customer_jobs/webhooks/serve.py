@@ -22,6 +22,7 @@ def serve(host: str, port: int, workers: int) -> None:
     """Serve until SIGTERM or SIGINT. Raises InvalidSetting or CustomerJobsError before anything listens."""
     webhook_secrets()
     database_url()
+    logging = _logging(_level())
     _require_free(host, port)
     # uvicorn drains and then raises the signal again, for whoever started it: that is a good end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -31,7 +32,7 @@ def serve(host: str, port: int, workers: int) -> None:
         port=port,
         workers=workers,
         lifespan="on",
-        log_config=_logging(_level()),
+        log_config=logging,
         access_log=False,  # One line for each event says more.
         server_header=False,
         timeout_graceful_shutdown=int(BODY_SECONDS + ANSWER_SECONDS),

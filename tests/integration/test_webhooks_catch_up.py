@@ -43,8 +43,9 @@ def producer(engine: Engine) -> CustomerJobs:
 def customer(sandbox: Sandbox, account: str | None = None, key: str | None = None) -> str:
     """The id of a customer that somebody made there."""
     client = stripe.StripeClient(KEY, base_addresses={"api": sandbox.url})
-    options: Any = {"stripe_account": account, "idempotency_key": key}
-    return client.v1.customers.create({}, {name: value for name, value in options.items() if value}).id
+    options = {"stripe_account": account, "idempotency_key": key}
+    given: Any = {name: value for name, value in options.items() if value}
+    return client.v1.customers.create({}, given).id
 
 
 def an_hour_ago() -> datetime:

@@ -8,7 +8,6 @@ import logging
 import random
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,8 +25,10 @@ import stripe
 import uvicorn
 from sqlalchemy import Engine, text
 from starlette.applications import Starlette
+from typer.testing import CliRunner
 
 from customer_jobs import embedded
+from customer_jobs.cli import app
 from customer_jobs.embedded import LOOPBACK, Program, wait_until
 from customer_jobs.sandbox import Sandbox, sign
 from customer_jobs.schema import customers, jobs, leases, webhook_events, workers
@@ -57,10 +58,10 @@ def event(customer: Row | None = None, **members: Any) -> Row:
 
 
 @contextmanager
-def served(app: Starlette) -> Iterator[str]:
+def served(served_app: Starlette) -> Iterator[str]:
     """The URL of the app's endpoint on a server in this process, so that a test can reach into it."""
     with socket.create_server((LOOPBACK, 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None))
+        server = uvicorn.Server(uvicorn.Config(served_app, lifespan="on", log_config=None))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
@@ -276,12 +277,9 @@ def test_without_a_database_it_starts_and_says_that_it_is_not_healthy(
 
 
 @pytest.mark.parametrize("database", ["postgresql"])
-@pytest.mark.parametrize("flags", [("--workers", "1"), ("--workers", "2")], ids=" ".join)
-def test_told_to_stop_it_answers_what_is_under_way(
-    tmp_path: Path, database_url: str, engine: Engine, flags: tuple[str, ...]
-) -> None:
+def test_told_to_stop_it_answers_what_is_under_way(tmp_path: Path, database_url: str, engine: Engine) -> None:
     sent = event()
-    with endpoint(tmp_path, database_url, *flags) as (url, program), ThreadPoolExecutor() as threads:
+    with endpoint(tmp_path, database_url, "--workers", "2") as (url, program), ThreadPoolExecutor() as threads:
         with engine.begin() as connection:
             connection.execute(text("LOCK TABLE customer_jobs.webhook_events IN EXCLUSIVE MODE"))
             under_way = threads.submit(post, url, json.dumps(sent).encode())
@@ -399,19 +397,30 @@ def test_events_signed_by_localstripe_are_taken_in(tmp_path: Path, database_url:
     assert fetch["customer_id"] == customer
 
 
-def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
-    for settings, says in (
-        ({}, "error: STRIPE_WEBHOOK_SECRET is not set"),
-        ({"STRIPE_WEBHOOK_SECRET": SECRET}, "error: DATABASE_URL is not set"),
-        ({"STRIPE_WEBHOOK_SECRET": "sk_test_pasted"}, "error: STRIPE_WEBHOOK_SECRET is not a signing secret"),
-    ):
-        ended = subprocess.run(
-            [sys.executable, "-m", "customer_jobs.cli", "webhooks", "--port", "0"],
-            capture_output=True,
-            text=True,
-            env=environment(settings),
-            cwd=tmp_path,
-        )
-        assert (ended.returncode, ended.stdout) == (2, "")
-        assert ended.stderr.startswith(says)
-        assert "pasted" not in ended.stderr
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "STRIPE_WEBHOOK_SECRET is not set; "),
+        ({"STRIPE_WEBHOOK_SECRET": SECRET}, "DATABASE_URL is not set; "),
+        ({"STRIPE_WEBHOOK_SECRET": "sk_test_pasted"}, "STRIPE_WEBHOOK_SECRET is not a signing secret "),
+        ({"STRIPE_WEBHOOK_SECRET": SECRET, "DATABASE_URL": "sqlite://", "LOG_LEVEL": "LOUD"}, "LOG_LEVEL must be "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_command_says_what_is_missing(settings: dict[str, str], says: str) -> None:
+    ended = CliRunner().invoke(app, ["webhooks", "--port", "0"], env=settings)
+
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {says}")
+    assert "pasted" not in ended.stderr
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        env = {"STRIPE_WEBHOOK_SECRET": SECRET, "DATABASE_URL": "sqlite://"}
+
+        ended = CliRunner().invoke(app, ["webhooks", "--port", str(port)], env=env)
+
+    assert ended.exit_code == 2
+    assert f"{LOOPBACK}:{port}" in ended.stderr
