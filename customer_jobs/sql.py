@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -137,11 +138,19 @@ def _parse(text: str | None) -> Any:
     if text is None:
         return None
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         return Unreadable(f"not JSON: {error}")
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
         return Unreadable(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number that can be written down again: JSON allows 1e400, and Python would read it as infinity."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is out of range")
     return value
 
 
