@@ -111,6 +111,15 @@ class Unreadable:
     problem: str
 
 
+def is_storable(value: Any) -> bool:
+    """Whether a `Json` column can hold a value: what others send may be nested too deep, or hold NaN."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 class Json(UserDefinedType[Any]):
     """JSON kept as the text it was written as; unparsable text reads as `Unreadable` instead of raising.
 

@@ -14,6 +14,7 @@ import urllib3
 
 from customer_jobs import __version__
 from customer_jobs.problems import NO_ANSWER, UNREADABLE_ANSWER, Problem, problem_of
+from customer_jobs.sql import is_storable
 from worker.answers import (
     Answer,
     Answered,
@@ -141,7 +142,7 @@ class Gateway:
             # The library could not make an object of what came back.
             return Transient(_unreadable(heard(), type(error).__name__), heard().headers, ambiguous=creates)
         body = response.data
-        if not expected(body):
+        if not expected(body) or not is_storable(body):
             return Transient(_unreadable(heard(), "no customer"), heard().headers, ambiguous=creates)
         headers = dict(response.headers)
         return Answered(body, headers, response.code, response.request_id, replayed=_is_replay(headers))

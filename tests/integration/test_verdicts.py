@@ -84,6 +84,7 @@ TABLE: dict[str, tuple[Sequence[Step], str, str]] = {
     "200 with an odd id": ([answer(200, CUSTOMER | {"id": 7})], "transient?", "transient"),
     "200 another object": ([answer(200, {"id": "in_1", "object": "invoice"})], "transient?", "transient"),
     "200 an error": ([answer(200, {"error": {"type": "api_error"}})], "transient?", "transient"),
+    "200 NaN": ([answer(200, b'{"id": "cus_1", "object": "customer", "balance": NaN}')], "transient?", "transient"),
     "200 deep": ([answer(200, b"[" * 100_000)], "transient?", "transient"),
     "204": ([answer(204)], "transient?", "transient"),
     # 429.
