@@ -6,7 +6,7 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Table, insert, select, update
+from sqlalchemy import ColumnElement, Engine, Interval, Table, func, insert, literal, select, type_coerce, update
 
 from customer_jobs import lifecycle
 from customer_jobs.database import reading, writing
@@ -139,15 +139,15 @@ def age(engine: Engine, seconds: float, table: Table) -> None:
 
 
 def _age(engine: Engine, seconds: float, table: Table, *conditions: ColumnElement[bool]) -> None:
+    times = [column for column in table.c if column.name.endswith("_at")]
+    earlier: dict[Any, ColumnElement[Any]]
+    if engine.dialect.name == "sqlite":
+        earlier = {each: func.strftime("%Y-%m-%d %H:%M:%f000", each, f"-{seconds:f} seconds") for each in times}
+    else:
+        earlier = {each: each - literal(timedelta(seconds=seconds), Interval) for each in times}
+    values = {column.name: type_coerce(expression, column.type) for column, expression in earlier.items()}
     with writing(engine) as transaction:
-        for row in transaction.rows(select(*table.c).where(*conditions)):
-            earlier = {
-                name: value - timedelta(seconds=seconds)
-                for name, value in row.items()
-                if name.endswith("_at") and value is not None
-            }
-            same = [column == row[column.name] for column in table.primary_key.columns]
-            transaction.change(update(table).where(*same).values(**earlier))
+        transaction.change(update(table).where(*conditions).values(values))
 
 
 def lead(engine: Engine, holder: str = "holder") -> str:
