@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from sqlalchemy import make_url
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from customer_jobs import CustomerJobs, InvalidJob, Job
+from customer_jobs.webhooks import InvalidEvent, InvalidSignature, WebhookReceiver, webhook_secrets
 
 url = make_url(os.environ["DATABASE_URL"])
 engine = create_async_engine(url.set(drivername="sqlite+aiosqlite") if url.get_backend_name() == "sqlite" else url)
@@ -86,6 +88,23 @@ async def show(user_id: int) -> Shown:
             raise HTTPException(404)
         (job,) = await session.run_sync(lambda s: jobs.list(external_id=f"user-{user_id}", limit=1, session=s))
         return shown(user, job)
+
+
+@cache
+def receiver() -> WebhookReceiver:
+    return WebhookReceiver(jobs, webhook_secrets()["default"])
+
+
+@app.post("/webhooks/stripe")
+async def stripe_event(request: Request) -> dict[str, str | None]:
+    body, signature = await request.body(), request.headers.get("Stripe-Signature", "")
+    try:
+        # Stripe is told 200 once both are committed: the event, and the fetch that it causes.
+        async with AsyncSession(engine) as session, session.begin():
+            receipt = await session.run_sync(lambda s: receiver().receive(body, signature, session=s))
+    except (InvalidSignature, InvalidEvent) as error:
+        raise HTTPException(400, str(error)) from error
+    return {"job_id": receipt.job_id}
 
 
 def shown(user: User, job: Job) -> Shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from database import User, engine, jobs
@@ -10,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from customer_jobs import InvalidJob
+from customer_jobs.webhooks import InvalidEvent, InvalidSignature, WebhookReceiver, webhook_secrets
 
 app = Flask(__name__)
 
@@ -41,6 +43,23 @@ def show(user_id: int) -> str:
         user = session.get(User, user_id) or abort(404)
         (job,) = jobs.list(external_id=f"user-{user_id}", limit=1, session=session)
         return render_template("user.html", user=user, job=job)
+
+
+@cache
+def receiver() -> WebhookReceiver:
+    return WebhookReceiver(jobs, webhook_secrets()["default"])
+
+
+@app.post("/webhooks/stripe")
+def stripe_event() -> Any:
+    body, signature = request.get_data(), request.headers.get("Stripe-Signature", "")
+    try:
+        # Stripe is told 200 once both are committed: the event, and the fetch that it causes.
+        with Session(engine) as session, session.begin():
+            receipt = receiver().receive(body, signature, session=session)
+    except (InvalidSignature, InvalidEvent) as error:
+        return {"error": str(error)}, 400
+    return {"job_id": receipt.job_id}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ import httpx
 import pytest
 
 from customer_jobs.embedded import free_port, start, wait_until
+from customer_jobs.sandbox import sign
 from tests.acceptance.stack import CHECKOUT, READY_SECONDS, SOON_SECONDS, Stack, email
 from tests.acceptance.terminal import in_terminal, run
 
 EXAMPLES = CHECKOUT / "examples"
+WEBHOOK_SECRET = "whsec_test"
 TAKEN = re.compile(r"taken|already exists")
 
 
@@ -39,7 +42,11 @@ FLASK, FASTAPI, DJANGO = Example("flask", "5000"), Example("fastapi", "5001"), E
 @contextmanager
 def up(example: Example, stack: Stack, directory: Path) -> Iterator[httpx.Client]:
     """A client of the example, whose server and consumer run as its README says."""
-    settings = {"DATABASE_URL": stack.database_url.replace("+psycopg", ""), "REDIS_URL": stack.redis_url}
+    settings = {
+        "DATABASE_URL": stack.database_url.replace("+psycopg", ""),
+        "REDIS_URL": stack.redis_url,
+        "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
+    }
     port = str(free_port())
     *before, server, consumer = example.commands()
     for command in before:
@@ -104,6 +111,33 @@ def test_who_signs_up_becomes_one_customer_and_is_told_so(example: Example, own_
     assert customer["id"] in (tmp_path / "consumer.log").read_text()
     (job,) = stack.jobs.list()
     assert (job.outcome, job.external_id) == ("created", customer["metadata"]["external_id"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "database"),
+    [(DJANGO, "postgresql"), (FASTAPI, "sqlite"), (FLASK, "postgresql")],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_an_example_takes_in_what_stripe_has_signed(example: Example, own_stack: Stack, tmp_path: Path) -> None:
+    stack = own_stack
+    event = stack.sandbox.send_event("invoice.paid", {"id": "in_1", "customer": "cus_1"})
+    body = json.dumps(event).encode()
+
+    with up(example, stack, tmp_path) as client:
+
+        def post(signature: str) -> httpx.Response:
+            return client.post("/webhooks/stripe", content=body, headers={"Stripe-Signature": signature})
+
+        forged = post(sign(body, "whsec_other"))
+        stale = post(sign(body, WEBHOOK_SECRET, event["created"] - 301))
+        nothing_yet = stack.jobs.list()
+        first, second = (post(sign(body, WEBHOOK_SECRET)) for _ in range(2))
+
+    assert (forged.status_code, stale.status_code, nothing_yet) == (400, 400, [])
+    (fetch,) = stack.jobs.list()
+    assert (fetch.kind, fetch.customer_id) == ("customer.fetch", "cus_1")
+    assert (first.status_code, first.json()) == (second.status_code, second.json()) == (200, {"job_id": fetch.id})
 
 
 def test_an_example_needs_three_commands_beside_make_dev() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from django import forms
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_POST
 
 from customer_jobs.django import jobs
+from customer_jobs.webhooks import InvalidEvent, InvalidSignature, WebhookReceiver, webhook_secrets
 from shop.models import User
 
 
@@ -33,3 +38,19 @@ def show(request: HttpRequest, user_id: int) -> HttpResponse:
     (job,) = jobs.list(external_id=f"user-{user_id}", limit=1)
     over = user.stripe_customer_id or job.state in {"failed", "cancelled"}
     return render(request, "user.html", {"user": user, "job": job, "over": over})
+
+
+@cache
+def receiver() -> WebhookReceiver:
+    return WebhookReceiver(jobs, webhook_secrets()["default"])
+
+
+@csrf_exempt  # Stripe has no form of ours; the signature says that it is Stripe.
+@require_POST
+def stripe_event(request: HttpRequest) -> HttpResponse:
+    try:
+        # Stripe is told 200 once both are committed: the event, and the fetch that it causes.
+        receipt = receiver().receive(request.body, request.headers.get("Stripe-Signature", ""))
+    except (InvalidSignature, InvalidEvent) as error:
+        return JsonResponse({"error": str(error)}, status=400)
+    return JsonResponse({"job_id": receipt.job_id})
