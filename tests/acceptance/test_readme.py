@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from starlette.routing import Route
 
 from customer_jobs import embedded
 from customer_jobs.embedded import wait_until
+from customer_jobs.webhooks.asgi import make_app
 from tests.acceptance.stack import CHECKOUT, READY_SECONDS, Stack
 from tests.acceptance.terminal import COMMAND_SECONDS, run, status, up
 from tests.markdown import Block, blocks
@@ -40,7 +42,7 @@ def ends(*says: str, code: int = 0) -> Exercise:
 
 def is_a_setting(_: Stack, command: str, __: Path) -> None:
     name, value = command.removeprefix("export ").split("=", 1)
-    assert name.lower() in Settings.model_fields or name.startswith("STRIPE_API_KEY")
+    assert name.lower() in Settings.model_fields or name.startswith(("STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET"))
     assert value
 
 
@@ -91,6 +93,18 @@ def sandbox(_: Stack, command: str, directory: Path) -> None:
         wait_until(lambda: status(port, "/_sandbox/health") == 200, READY_SECONDS, "it answers", program=program)
 
 
+def webhooks(stack: Stack, command: str, directory: Path) -> None:
+    port = embedded.free_port()  # The usual one may be in use by the one that a person has running.
+    settings = stack.settings | {"STRIPE_WEBHOOK_SECRET": "whsec_test"}
+    with up(command.replace("8000", str(port)), settings, directory) as program:
+        wait_until(lambda: status(port, "/health") == 200, READY_SECONDS, "it answers", program=program)
+
+
+def leads_to_the_endpoint(_: Stack, command: str, __: Path) -> None:
+    """Stripe's command line is not here to be run; where it sends events must be there."""
+    assert any(isinstance(route, Route) and command.endswith(f":8000{route.path}") for route in make_app().routes)
+
+
 def curl(stack: Stack, command: str, _: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
@@ -119,6 +133,9 @@ EXERCISES: dict[str, Exercise] = {
     r"customer-jobs (list|events.*)": ends(),
     r"customer-jobs migrate": ends("up to date"),
     r"customer-jobs sandbox.*": sandbox,
+    r"customer-jobs webhooks --port 8000": webhooks,
+    r"customer-jobs webhooks catch-up --since 2d": ends("events listed"),
+    r"stripe listen --forward-to http://127\.0\.0\.1:8000/\S+": leads_to_the_endpoint,
     r"celery -A worker\.app worker": worker,
     r"celery -A worker\.app flower .*": flower,
     r"curl .*": curl,

@@ -19,7 +19,7 @@ from worker.settings import Settings
 
 LANGUAGES = {"sh", "python", "sql", "json", "text"}
 #: Read by the producer's side, which has no class of settings.
-PRODUCERS_SETTINGS = {"MAX_ATTEMPTS"}
+PRODUCERS_SETTINGS = {"MAX_ATTEMPTS", "STRIPE_WEBHOOK_SECRET", "STRIPE_WEBHOOK_SECRET_<NAME>"}
 COMMANDS: Any = typer.main.get_command(app)
 
 
