@@ -27,10 +27,10 @@ QUEUE = "customer-jobs"
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"])
 
 
-def ask(stack: Stack, task_id: str | None = None, **arguments: Any) -> str:
+def ask(stack: Stack, task_id: str | None = None, *, prefix: str = "", **arguments: Any) -> str:
     """The id of a message to `customer.enqueue` as another program's Celery sends it."""
     app = Celery(broker=stack.redis_url, set_as_current=False)
-    app.conf.broker_transport_options = {"global_keyprefix": f"{QUEUE}:"}
+    app.conf.broker_transport_options = {"global_keyprefix": prefix}
     with app.connection_for_write() as connection:
         sent = app.send_task(
             "customer.enqueue",
@@ -174,6 +174,15 @@ def test_two_bodies_for_one_customer_are_refused_without_showing_either(open_doo
     assert other.encode() not in heard
     assert other not in log_of(stack)
     assert stack.jobs.get(second) is None
+
+
+@pytest.mark.parametrize("prefix", ["", f"{QUEUE}:"])
+def test_a_sender_may_know_the_key_prefix_or_not(stack: Stack, prefix: str) -> None:
+    nobody = unique("cus").replace("-", "")
+
+    ended = job_of(stack, ask(stack, prefix=prefix, kind="customer.fetch", payload={"customer_id": nobody}))
+
+    assert (ended.state, ended.error and ended.error["code"]) == ("failed", "resource_missing")
 
 
 def test_a_fetch_by_broker_needs_no_permission(stack: Stack) -> None:

@@ -14,6 +14,7 @@ from customer_jobs.database import Transaction, writing
 from customer_jobs.lifecycle import Claim
 from worker.dispatcher import upkeep
 from worker.dispatcher.dispatch import Dispatch, Look, Publish
+from worker.dispatcher.door import Door
 from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, take_lead
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay, connect
@@ -60,6 +61,8 @@ class Dispatcher:
         self._dispatch = Dispatch(engine, settings, publish, holder=self._holder)
         redis = connect(settings.redis_url.get_secret_value())
         self._relay = Relay(engine, redis, settings.event_stream, holder=self._holder)
+        # A connection of its own: it waits for messages while the others work.
+        self._door = Door(connect(settings.redis_url.get_secret_value()))
         self._prune = Prune(engine, redis, settings.event_stream, settings.retention_days, holder=self._holder)
         self._threads: list[threading.Thread] = []
 
@@ -80,6 +83,7 @@ class Dispatcher:
         self._run_loop("dispatch", self._dispatch_once)
         self._run_loop("relay", self._relay_once)
         self._run_loop("rescue", self._rescue_once)
+        self._run_loop("door", self._door_once)
         self._run_loop("prune", self._prune_once)
 
     def stop(self) -> None:
@@ -134,6 +138,12 @@ class Dispatcher:
         if self._leads.is_set() and upkeep.rescue(self._engine, self._holder, self._abandon):
             self._wakeup.ring()
         self._stopped.wait(RESCUE_EVERY_SECONDS)
+
+    def _door_once(self) -> None:
+        if not self._leads.is_set():
+            self._stopped.wait(LOOK_EVERY_SECONDS)
+        else:
+            self._door.run_once()
 
     def _prune_once(self) -> None:
         if not self._leads.is_set():
