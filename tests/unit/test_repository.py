@@ -23,8 +23,10 @@ NEIGHBOURS = {
     "github.com",
     "keepachangelog.com",
     "man7.org",
+    "requests.readthedocs.io",
     "semver.org",
     "stripe.com",
+    "stripe.invalid",  # RFC 6761: leads nowhere
     "wikipedia.org",
     "www.postgresql.org",
     "www.w3.org",
