@@ -53,7 +53,7 @@ class Looked:
     """The customers found, oldest first, with the last answer that Stripe gave."""
 
     customers: tuple[Mapping[str, Any], ...]
-    answer: Answered | None
+    answer: Answered | None  #: None where there was nothing to ask.
 
 
 def search_for(transaction: Transaction, held: Claim, params: Mapping[str, Any]) -> Search:
@@ -83,9 +83,9 @@ def look(gateway: Gateway, search: Search) -> Looked | NotAnswered:
     A place that Stripe refuses to show, such as a list by an e-mail it does not like, leaves the others.
     """
     refused: Rejected | None = None
+    last: Answered | None = None
     for pages in _places(gateway, search):
         found: dict[str, Mapping[str, Any]] = {}
-        last: Answered | None = None
         refused = None
         for answer in pages:
             if isinstance(answer, Rejected):
@@ -98,7 +98,7 @@ def look(gateway: Gateway, search: Search) -> Looked | NotAnswered:
         if found:
             oldest_first = sorted(found.values(), key=lambda each: (each.get("created") or 0, each["id"]))
             return Looked(tuple(oldest_first), last)
-    return refused or Looked((), None)
+    return refused or Looked((), last)
 
 
 def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswered, *, duration_ms: float) -> Recorded:
@@ -117,7 +117,12 @@ def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswe
     looks, was_sent = lifecycle.looks_since_sent(transaction, held, NOT_FOUND_YET)
     looks += 1
     entry = Entry(
-        Verdict.RETRY, http_status=200, error_type="api_error", error_code=NOT_FOUND_YET, duration_ms=duration_ms
+        Verdict.RETRY,
+        http_status=looked.answer.http_status if looked.answer else None,
+        request_id=looked.answer.request_id if looked.answer else None,
+        error_type="api_error",
+        error_code=NOT_FOUND_YET,
+        duration_ms=duration_ms,
     )
     problem = _problem_before(held.job["error"])
     if looks < LOOKS:

@@ -38,8 +38,8 @@ class Transport:
     - a redirect is an answer: following one would send a create as a GET, or the key elsewhere;
     - cookies are not kept, since threads share the session.
 
-    Source: https://requests.readthedocs.io/en/latest/user/advanced/#timeouts
-    and https://requests.readthedocs.io/en/latest/user/authentication/#netrc-authentication
+    Source: https://github.com/psf/requests/blob/main/docs/user/advanced.rst (Timeouts)
+    and https://github.com/psf/requests/blob/main/docs/user/authentication.rst (netrc Authentication)
     """
 
     def __init__(self, base_url: str, *, answer_seconds: float) -> None:
