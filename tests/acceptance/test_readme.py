@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -16,6 +17,8 @@ from starlette.routing import Route
 
 from customer_jobs import embedded
 from customer_jobs.embedded import wait_until
+from customer_jobs.events import DEFAULT_STREAM
+from customer_jobs.stream import connect
 from customer_jobs.webhooks.asgi import make_app
 from tests.acceptance.stack import CHECKOUT, READY_SECONDS, Stack
 from tests.acceptance.terminal import COMMAND_SECONDS, run, status, up
@@ -119,6 +122,12 @@ def curl(stack: Stack, command: str, _: Path) -> None:
     json.loads(ended.stdout)
 
 
+def redis_cli(stack: Stack, command: str, _: Path) -> None:
+    # Said to Redis itself, since the program need not be on this machine.
+    with connect(stack.redis_url) as client:
+        client.execute_command(*shlex.split(command)[1:])
+
+
 #: How each command is exercised; the first pattern that matches all of it.
 EXERCISES: dict[str, Exercise] = {
     r"make demo": demo,
@@ -139,6 +148,7 @@ EXERCISES: dict[str, Exercise] = {
     r"celery -A worker\.app worker": worker,
     r"celery -A worker\.app flower .*": flower,
     r"curl .*": curl,
+    r"redis-cli .*": redis_cli,
 }
 
 
@@ -157,12 +167,31 @@ def test_a_command_does_what_the_docs_say(stack: Stack, command: str, tmp_path: 
     known[0](stack, command, tmp_path)
 
 
+def consumes(stack: Stack, script: Path, group: str) -> None:
+    """A consumer as it stands handles what is on the stream, and ends when it is told to."""
+    stack.consumer.event_about(stack.jobs.create_customer({"name": "Jenny Rosen"}).id)
+    with (
+        connect(stack.redis_url) as client,
+        up(f"python {shlex.quote(str(script))}", stack.settings, script.parent, stop_signal=signal.SIGTERM) as program,
+    ):
+
+        def has_handled_all() -> bool:
+            groups: Any = client.xinfo_groups(DEFAULT_STREAM)
+            return any(each["name"] == group and each["lag"] == each["pending"] == 0 for each in groups)
+
+        wait_until(has_handled_all, READY_SECONDS, "every event is handled", program=program)
+    assert "Traceback" not in program.log.read_text()
+
+
 @pytest.mark.slow
 @on_postgresql
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_a_python_block_runs_as_it_stands(stack: Stack, block: Block, tmp_path: Path) -> None:
     script = tmp_path / "pasted.py"
     script.write_text(block.text)
+    if consumer := re.search(r'EventConsumer\("(\w+)"', block.text):
+        consumes(stack, script, consumer[1])
+        return
 
     # Some write files where they run.
     ended = run(f"cd {shlex.quote(str(tmp_path))} && python {script.name}", stack.settings)
@@ -185,7 +214,8 @@ def test_a_statement_enqueues(stack: Stack, block: Block) -> None:
 
 @on_postgresql
 def test_an_event_looks_as_documented(stack: Stack) -> None:
-    (documented,) = (json.loads(block.text) for block in blocks("json") if block.page == "events.md")
+    every = (json.loads(block.text) for block in blocks("json") if block.page == "events.md")
+    documented = next(each for each in every if each["type"].endswith(".create.succeeded"))
     told = documented["data"]
 
     job = stack.jobs.create_customer({"name": "Jenny Rosen"}, context=told["context"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ from customer_jobs.sandbox import FAULTS
 from customer_jobs.sandbox.control import DOORS
 from customer_jobs.sandbox.faults import ALIASES
 from customer_jobs.vocabulary import State
-from tests.markdown import CHECKOUT, PAGES, blocks, prose, rows
+from tests.markdown import CHECKOUT, PAGES, Block, blocks, prose, rows
 from worker.settings import Settings
 
-LANGUAGES = {"sh", "python", "sql", "json", "text"}
+LANGUAGES = {"sh", "python", "sql", "json", "text", "js"}
 #: Read by the producer's side, which has no class of settings.
 PRODUCERS_SETTINGS = {"MAX_ATTEMPTS", "STRIPE_WEBHOOK_SECRET", "STRIPE_WEBHOOK_SECRET_<NAME>"}
 COMMANDS: Any = typer.main.get_command(app)
@@ -29,6 +31,17 @@ def unquoted(cell: str) -> str:
 
 def test_every_block_of_code_is_in_a_language_that_is_tested() -> None:
     assert {block.language for block in blocks()} <= LANGUAGES
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine")
+@pytest.mark.parametrize("block", blocks("js"), ids=str)
+def test_javascript_is_understood(block: Block, tmp_path: Path) -> None:
+    script = tmp_path / "pasted.mjs"
+    script.write_text(block.text)
+
+    checked = subprocess.run(["node", "--check", script], capture_output=True, text=True)
+
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_every_setting_has_its_row() -> None:
@@ -86,5 +99,6 @@ def test_commands_named_in_the_text_exist(page: Path) -> None:
             assert words[1] in targets
         if words[0] == "customer-jobs" and len(words) > 1 and not words[1].startswith("-"):
             command = COMMANDS.commands[words[1]]
+            command = getattr(command, "commands", {}).get(words[2] if len(words) > 2 else None, command)
             known = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= known
