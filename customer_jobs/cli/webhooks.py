@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -92,11 +93,8 @@ def catch_up(
 
 
 def _require_extra() -> None:
-    try:
-        import starlette  # noqa: F401 - whether it is there
-        import stripe  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
+    missing = [name for name in ("stripe", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
         raise CustomerJobsError(
-            f"this command needs {error.name}, which is not installed: pip install 'customer-jobs[webhooks]'"
-        ) from error
+            f"this command needs {', '.join(missing)}, not installed here: pip install 'customer-jobs[webhooks]'"
+        )

@@ -19,7 +19,6 @@ from customer_jobs.vocabulary import Kind, State
 from customer_jobs.webhooks.event import Event
 
 CREATED = frozenset({"customer.created", "v1.customer.created"})
-LONGEST_CHAIN = 20  #: Retries by hand of retries by hand, followed forward.
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def settle(transaction: Transaction, event: Event, customer_id: str, credential:
     if event.type not in CREATED:
         return None
     for job_id in _named(event):
-        job = lifecycle.read(transaction, job_id)
+        job = lifecycle.latest_retry(transaction, job_id)
         # Another installation may share the account, or the database be older than the customer.
         if job is not None and _could_have_made(job, event, credential):
             return _settle(transaction, job, customer_id)
@@ -46,48 +45,38 @@ def settle(transaction: Transaction, event: Event, customer_id: str, credential:
 
 
 def _settle(transaction: Transaction, job: Row, customer_id: str) -> Ours | None:
-    for _ in range(LONGEST_CHAIN):
-        match job["state"]:
-            case State.SUCCEEDED:
-                # Metadata can be copied to another customer, which is then news.
-                return Ours(None) if job["customer_id"] == customer_id else None
-            case State.CANCELLED:
-                return None
-            case State.FAILED if job["first_sent_at"] is None:
-                return None  # It certainly made none.
-            case State.FAILED:
-                retried = _retry(transaction, job["id"], customer_id)
-                if isinstance(retried, str):
-                    log.warning(
-                        "truth after all job_id=%s customer_id=%s retried_as=%s", job["id"], customer_id, retried
-                    )
-                    return Ours(retried)
-                if retried is None:
-                    return None
-                job = retried
-            case _:
-                return Ours(job["id"] if _suggest(transaction, job["id"], customer_id) else None)
-    return None
+    match job["state"]:
+        case State.SUCCEEDED:
+            # Metadata can be copied to another customer, which is then news.
+            return Ours(None) if job["customer_id"] == customer_id else None
+        case State.FAILED if job["first_sent_at"] is not None:
+            return Ours(_retry(transaction, job["id"], customer_id))
+        case State.FAILED | State.CANCELLED:
+            return None  # It certainly made none.
+        case _:
+            return Ours(_suggest(transaction, job["id"], customer_id))
 
 
-def _retry(transaction: Transaction, job_id: str, customer_id: str) -> str | Row | None:
-    """The id of a new job that takes the failed one's place, or the row of the one that has already done so."""
-    # Locked, and read under the lock: somebody else may retry it at the same time.
+def _retry(transaction: Transaction, job_id: str, customer_id: str) -> str | None:
+    """The new job that takes the failed one's place and looks at the customer."""
+    # Read under a lock: somebody else may retry it at this moment.
     (failed,) = transaction.rows(select(*jobs.c).where(jobs.c.id == job_id).with_for_update())
-    successor = transaction.row(select(*jobs.c).where(jobs.c.retry_of == job_id))
-    if successor is not None:
-        return successor
     made = lifecycle.retry_by_hand(transaction, failed, candidate_customer_id=customer_id)
-    return None if made is None else str(made["id"])
+    if made is not None:
+        log.warning("truth after all job_id=%s customer_id=%s retried_as=%s", job_id, customer_id, made["id"])
+        return str(made["id"])
+    latest = lifecycle.latest_retry(transaction, job_id)
+    return None if latest is None else _suggest(transaction, latest["id"], customer_id)
 
 
-def _suggest(transaction: Transaction, job_id: str, customer_id: str) -> bool:
+def _suggest(transaction: Transaction, job_id: str, customer_id: str) -> str | None:
+    """The job, if it is going to look at the customer now."""
     if lifecycle.suggest(transaction, job_id, customer_id):
-        return True
+        return job_id
     # An attempt is under way: should its end stay unknown, the look for the customer begins here.
     under_way = (jobs.c.id == job_id, is_in_flight(), jobs.c.first_sent_at.is_not(None))
     transaction.change(update(jobs).where(*under_way).values(candidate_customer_id=customer_id))
-    return False
+    return None
 
 
 def _named(event: Event) -> Iterator[str]:

@@ -424,3 +424,13 @@ def test_a_port_that_is_taken_is_named() -> None:
 
     assert ended.exit_code == 2
     assert f"{LOOPBACK}:{port}" in ended.stderr
+
+
+@pytest.mark.parametrize("words", [["webhooks"], ["webhooks", "catch-up", "--since", "2d"]], ids=" ".join)
+def test_without_the_extra_it_is_named(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+
+    ended = CliRunner().invoke(app, words)
+
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert "pip install 'customer-jobs[webhooks]'" in ended.stderr
