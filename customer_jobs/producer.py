@@ -210,6 +210,11 @@ class CustomerJobs:
             successor = transaction.rows(select(*jobs.c).where(jobs.c.retry_of == old["id"]))
             if successor:
                 return job_from_row(successor[0])
+            if old["body_digest"] is not None:
+                raise NotRetryable(
+                    f"job {old['id']} was emptied after RETENTION_DAYS; look at Stripe for a customer whose metadata "
+                    "customer_jobs_id is its id, and link it: `customer-jobs fetch <customer id> --external-id <id>`"
+                )
             with transaction.savepoint():
                 made = lifecycle.retry_by_hand(transaction, old)
                 if made is None:
