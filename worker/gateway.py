@@ -140,10 +140,10 @@ class Gateway:
             return _refusal(error, heard(), creates=creates)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             # The library could not make an object of what came back.
-            return Transient(_unreadable(heard(), type(error).__name__), heard().headers, ambiguous=creates)
+            return _spoiled(_unreadable(heard(), type(error).__name__), heard(), creates=creates)
         body = response.data
         if not expected(body) or not is_storable(body):
-            return Transient(_unreadable(heard(), "no customer"), heard().headers, ambiguous=creates)
+            return _spoiled(_unreadable(heard(), "no customer"), heard(), creates=creates)
         headers = dict(response.headers)
         return Answered(body, headers, response.code, response.request_id, replayed=_is_replay(headers))
 
@@ -195,9 +195,7 @@ def _refusal(error: stripe.StripeError, heard: Heard, *, creates: bool) -> Answe
     details = body.get("error") if body is not None else None
     if not isinstance(details, dict):
         problem = _unreadable(heard, "no error object")
-        if status == 429 and reason:
-            return RateLimited(problem, headers, body, reason=reason)
-        return Transient(problem, headers, body, ambiguous=creates)
+        return _spoiled(problem, heard, body, creates=creates)
     problem = problem_of(details, http_status=status, request_id=_header(headers, "request-id"))
     replayed = _is_replay(headers)
     match status:
@@ -230,11 +228,18 @@ def _lost(error: stripe.APIConnectionError, heard: Heard, *, creates: bool) -> A
     if heard.http_status is None:
         problem = Problem(type="api_connection_error", code=NO_ANSWER, message=_network_error(error))
         return Transient(problem, ambiguous=creates and not _was_never_sent(error))
-    problem = _unreadable(heard, "it broke off")
+    return _spoiled(_unreadable(heard, "it broke off"), heard, creates=creates)
+
+
+def _spoiled(problem: Problem, heard: Heard, body: Any = None, *, creates: bool) -> Answer:
+    """What an answer means that has a head and no body to read."""
     reason = _header(heard.headers, "stripe-rate-limited-reason")
     if heard.http_status == 429 and reason:
-        return RateLimited(problem, heard.headers, reason=reason)
-    return Transient(problem, heard.headers, ambiguous=creates)
+        return RateLimited(problem, heard.headers, body, reason=reason)
+    replayed = _is_replay(heard.headers)
+    if (heard.http_status or 0) >= 500 and replayed and creates:
+        return Frozen(problem, heard.headers, body, replayed)
+    return Transient(problem, heard.headers, body, replayed, ambiguous=creates)
 
 
 def _unreadable(heard: Heard, why: str) -> Problem:

@@ -125,6 +125,8 @@ TABLE: dict[str, tuple[Sequence[Step], str, str]] = {
         f"{status} replayed": ([error(status, "api_error", **REPLAYED)], "frozen?", "transient")
         for status in (500, 503)
     },
+    "500 replayed, cut": ([answer(500, b"{", 9, **REPLAYED)], "frozen?", "transient"),
+    "500 replayed, no JSON": ([answer(500, b"{", **REPLAYED)], "frozen?", "transient"),
     "500 with a code": ([error(500, "api_error", code="lock_timeout")], "transient?", "transient"),
     "500 that looks like a key": ([error(500, "idempotency_error")], "transient?", "transient"),
     "500 rate_limit": ([error(500, code="rate_limit", **LIMITED)], "transient?", "transient"),
