@@ -128,7 +128,7 @@ class EventConsumer:
                 self._handle(delivery, event, work)
 
     def stop(self) -> None:
-        """End the loop or `run` after the event in hand, at once if there is none; from any thread."""
+        """End the loop or `run` after the event in hand, at once if there is none, and for good; from any thread."""
         self._intake.stopped = True
 
     def seen(self, event: Event, session: Session | Connection) -> bool:
