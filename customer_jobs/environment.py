@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from customer_jobs.errors import InvalidSetting
 
+_KEY_SETTING = re.compile(r"(CUSTOMER_JOBS_)?STRIPE_API_KEY(?P<suffix>_(?!FILE$)[A-Z0-9_]+?)?(_FILE)?")
 PREFIX = "CUSTOMER_JOBS_"  #: `CUSTOMER_JOBS_DATABASE_URL` wins over an app's own `DATABASE_URL`.
 
 
@@ -23,6 +25,15 @@ def setting(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
         if path := environ.get(f"{spelling}_FILE", "").strip():
             return _contents(f"{spelling}_FILE", Path(path))
     return None
+
+
+def key_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The settings that hold Stripe keys, by credential: STRIPE_API_KEY is `default`, STRIPE_API_KEY_EU is `eu`."""
+    matches = (_KEY_SETTING.fullmatch(name) for name in environ)
+    suffixes = {match["suffix"] or "" for match in matches if match}
+    if {"", "_DEFAULT"} <= suffixes:
+        raise InvalidSetting("STRIPE_API_KEY and STRIPE_API_KEY_DEFAULT name the same credential; set one of them")
+    return {suffix.lstrip("_").lower() or "default": f"STRIPE_API_KEY{suffix}" for suffix in sorted(suffixes)}
 
 
 def _contents(spelling: str, path: Path) -> str | None:

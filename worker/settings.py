@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -12,13 +11,12 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from customer_jobs.database import parse_url
-from customer_jobs.environment import PREFIX, setting
+from customer_jobs.environment import key_settings, setting
 from customer_jobs.errors import InvalidSetting
 from customer_jobs.events import DEFAULT_STREAM
 from customer_jobs.schema import SCHEMA
 
 _KEY = re.compile(r"(sk|rk)_(?P<mode>test|live)_[A-Za-z0-9_]+")  # Source: https://docs.stripe.com/keys
-_KEY_SETTING = re.compile(rf"({PREFIX})?STRIPE_API_KEY(?P<suffix>_(?!FILE$)[A-Z0-9_]+?)?(_FILE)?")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 PerSecond = Annotated[float, Field(gt=0, le=100_000)]
@@ -119,11 +117,7 @@ class _Environment(PydanticBaseSettingsSource):
 
 
 def _stripe_keys() -> dict[str, str]:
-    matches = (_KEY_SETTING.fullmatch(name) for name in os.environ)
-    suffixes = {match["suffix"] or "" for match in matches if match}
-    if {"", "_DEFAULT"} <= suffixes:
-        raise InvalidSetting("STRIPE_API_KEY and STRIPE_API_KEY_DEFAULT name the same credential; set one of them")
-    keys = {suffix.lstrip("_").lower() or "default": setting(f"STRIPE_API_KEY{suffix}") for suffix in sorted(suffixes)}
+    keys = {credential: setting(name) for credential, name in key_settings().items()}
     return {name: key for name, key in keys.items() if key is not None}
 
 

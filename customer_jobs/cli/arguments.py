@@ -11,7 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from customer_jobs.environment import key_settings
 from customer_jobs.errors import InvalidJob
+from customer_jobs.payload import check_credential
 
 #: Far above what a job may hold (64 KiB), whatever the white space; below what would fill the memory.
 MAX_INPUT_BYTES = 1024 * 1024
@@ -87,6 +89,17 @@ def pairs(flag: str, items: Sequence[str]) -> dict[str, str]:
             raise InvalidJob(flag, f"gives {key[:40]!r} twice")
         found[key] = value
     return found
+
+
+def credential(name: str) -> str:
+    """The name of a credential; where Stripe keys are set, as on a worker's machine, it must be one of theirs."""
+    known = key_settings()
+    if known and check_credential(name) not in known:
+        raise InvalidJob(
+            "credential",
+            f"no STRIPE_API_KEY_{name.upper()} is set here, where there are keys for {', '.join(sorted(known))}",
+        )
+    return name
 
 
 def priority(text: str) -> str | int:

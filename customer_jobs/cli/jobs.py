@@ -76,7 +76,7 @@ def create(
         job = customer_jobs.create_customer(
             parameters,
             external_id=external_id,
-            credential=credential,
+            credential=arguments.credential(credential),
             stripe_account=stripe_account,
             priority=arguments.priority(priority),
             due_at=due,
@@ -123,7 +123,7 @@ def fetch(
             expand=expand or (),
             max_age_seconds=arguments.seconds("--max-age", max_age),
             external_id=external_id,
-            credential=credential,
+            credential=arguments.credential(credential),
             stripe_account=stripe_account,
             priority=arguments.priority(priority),
             due_at=due,

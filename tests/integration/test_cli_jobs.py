@@ -270,6 +270,18 @@ def test_a_key_pasted_by_mistake_is_not_echoed(line: CommandLine) -> None:
         assert "Secret" not in said, words
 
 
+@pytest.mark.parametrize("words", [["create", "--email", "a@example.com"], ["fetch", "cus_1"]])
+def test_a_credential_without_a_key_is_refused_where_the_keys_are(line: CommandLine, words: list[str]) -> None:
+    assert line.run(*words, "--credential", "us").exit_code == 0  # Nobody knows here which keys the workers have.
+    line.env |= {"STRIPE_API_KEY": "sk_test_1", "CUSTOMER_JOBS_STRIPE_API_KEY_EU_FILE": "eu.key"}
+
+    said = refused(line.run(*words, "--credential", "us"))
+
+    assert "no STRIPE_API_KEY_US is set here, where there are keys for default, eu" in said
+    assert [line.run(*words, "--credential", known).exit_code for known in ("default", "eu")] == [0, 0]
+    assert line.count() == 3
+
+
 def test_the_job_that_holds_an_external_id_is_named(line: CommandLine) -> None:
     first = line.job("create", "--name", "Jenny", "--external-id", "user-42")
 
