@@ -24,7 +24,7 @@ def _no_settings_from_outside() -> Iterator[None]:
     """The developer's own DATABASE_URL, STRIPE_API_KEY and the like mean nothing to a test."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ:
-            if name.startswith((PREFIX, "DATABASE_", "REDIS_", "STRIPE_")):
+            if name.startswith((PREFIX, "DATABASE_", "REDIS_", "STRIPE_")) or name == "COLUMNS":
                 patch.delenv(name)
         yield
 
