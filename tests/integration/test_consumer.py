@@ -385,7 +385,7 @@ def test_waiting_for_news_is_no_outage_whatever_the_socket_timeout(
 ) -> None:
     ids: list[str] = []
     # Shorter than the consumer would like to wait, and long enough for a machine that is busy with other tests.
-    with Group(f"{redis_url}?socket_timeout=1.5", stream).running(lambda event: ids.append(event.id)):
+    with Group(f"{redis_url}?socket_timeout=0.9", stream).running(lambda event: ids.append(event.id)):
         time.sleep(3)
         published = publish(client, stream)
         soon(lambda: ids == published)
