@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ def _no_settings_from_outside() -> Iterator[None]:
             if name.startswith((PREFIX, "DATABASE_", "REDIS_", "STRIPE_")) or name == "COLUMNS":
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """What a test starts hears Ctrl-C, also where the tests themselves run in the background of a script."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
