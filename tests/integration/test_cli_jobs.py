@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from customer_jobs import CustomerJobs, Job
 from customer_jobs.cli import app
 from customer_jobs.database import reading, writing
+from customer_jobs.embedded import wait_until
 from customer_jobs.schema import jobs
 from customer_jobs.sql import now
 
@@ -313,18 +314,21 @@ def test_a_wait_that_ends_before_the_job_exits_3(line: CommandLine) -> None:
 def test_a_wait_exits_by_how_the_job_ended(
     state: str, values: dict[str, Any], exit_code: int, flags: list[str], line: CommandLine
 ) -> None:
-    job = line.jobs.create_customer({"name": "Jenny"}, external_id="user-42")
-    later = threading.Timer(0.2, lambda: line.finish(job, state, **values))
+    def finish_it_once_it_is_there() -> None:
+        wait_until(line.jobs.list, 30, "the command has enqueued its job")
+        line.finish(line.jobs.list()[0], state, **values)
+
+    later = threading.Thread(target=finish_it_once_it_is_there)
     later.start()
 
-    result = line.run("create", "--name", "Jenny", "--external-id", "user-42", "--wait", "10", *flags)
+    result = line.run("create", "--name", "Jenny", "--wait", "30", *flags)
 
     later.join()
     assert result.exit_code == exit_code, result.output
     if flags:
         assert json.loads(result.stdout)["state"] == state
     else:
-        assert result.stdout.startswith(f"job {job.id}  customer.create  {state}\n")
+        assert result.stdout.startswith(f"job {line.jobs.list()[0].id}  customer.create  {state}\n")
     assert ("Ask for another card." in result.stdout) == (state == "failed")
 
 
@@ -359,6 +363,10 @@ def test_list_keeps_what_is_asked_for(line: CommandLine) -> None:
     fetch = line.jobs.fetch_customer("cus_1", credential="eu")
     gone = line.jobs.create_customer({"name": "Julia"})
     line.jobs.cancel(gone.id)
+    # SQLite's clock has milliseconds: three jobs in one of them would be in any order.
+    with writing(line.engine) as transaction:
+        for job, age_seconds in ((create, 20), (fetch, 10)):
+            transaction.change(update(jobs).where(jobs.c.id == job.id).values(created_at=now(-age_seconds)))
 
     for flags, wanted in {
         ("--state", "queued"): {create.id, fetch.id},
