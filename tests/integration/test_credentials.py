@@ -153,6 +153,7 @@ def test_a_name_that_no_worker_knows_fails_at_the_first_attempt(engine: Engine, 
     assert len(ledger(engine, job_id)) == 1
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("key", "status"), [(EXPIRED, 401), ("sk_test_shop_revoked", 401), ("rk_test_shop_nowrite", 403)]
 )

@@ -134,6 +134,7 @@ REFUSALS: list[tuple[str, str, Mapping[str, Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("kind", "fault", "members", "says"), REFUSALS, ids=str)
 def test_a_failure_says_what_stripe_said_and_what_to_do(
     engine: Engine, worker: Worker, sandbox: Sandbox, kind: str, fault: str, members: Mapping[str, Any], says: str

@@ -112,6 +112,7 @@ def assert_each_key_is_one(engine: Engine, sandbox: Sandbox, creates: list[str])
     assert {row["first_sent_at"] is None for row in rows(engine, jobs, kind="customer.create")} == {False}
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_day_without_an_answer_ends_in_a_look_and_not_in_a_second_customer(
     engine: Engine, sandbox: Sandbox, clock: Clock
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_day_without_an_answer_ends_in_a_look_and_not_in_a_second_customer(
     assert sent[-1] - sent[0] <= timedelta(hours=23)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_limit_that_lasts_costs_no_attempt_and_ends_after_three_days(engine: Engine, sandbox: Sandbox) -> None:
     world = World(engine, sandbox, lambda: 0.9)
     patient, impatient = add_job(engine, external_id="user-1"), add_job(engine)

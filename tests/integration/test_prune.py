@@ -234,6 +234,7 @@ def test_a_corrected_create_makes_one_customer(
     assert [each["metadata"]["external_id"] for each in sandbox.customers()] == ["user-1"]
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("fault", ["400", "402", "401", "403_account", "404", "424x3", "lock_timeoutx3"])
 def test_a_job_that_certainly_made_no_customer_lets_its_id_go(
     engine: Engine, worker: Worker, sandbox: Sandbox, fault: str

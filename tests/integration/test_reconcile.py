@@ -166,6 +166,7 @@ def test_shortly_before_stripe_forgets_the_key_it_is_sent(engine: Engine, worker
     assert (job["outcome"], len(sends(sandbox))) == ("replayed", 2)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_retry_that_would_come_too_late_comes_as_a_look(engine: Engine, sandbox: Sandbox) -> None:
     hesitant = Worker(engine, sandbox, draw=0.999)
     job_id = add_create(engine, "500x30", attempt=15)
@@ -255,6 +256,7 @@ def test_an_email_that_was_changed_meanwhile_hides_nobody(engine: Engine, worker
     assert [sorted(asked) for asked in looks(sandbox)] == [["email", "limit"], ["created", "limit"]]
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("body", [{}, {"name": "Jenny Rosen"}, {"email": ""}, {"email": "  "}])
 def test_a_customer_without_an_email_is_found_by_when_it_was_made(
     engine: Engine, worker: Worker, sandbox: Sandbox, body: Json
@@ -270,6 +272,7 @@ def test_a_customer_without_an_email_is_found_by_when_it_was_made(
     assert int(asked["created"]["lte"]) == pytest.approx(sent_at + 600, abs=2)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("body", [{"name": "Jenny Rosen"}, {"email": EMAIL}], ids=["no e-mail", "a shared e-mail"])
 def test_thousands_of_other_customers_hide_nobody(engine: Engine, worker: Worker, sandbox: Sandbox, body: Json) -> None:
     job_id = add_create(engine, "cut", body=body, max_attempts=1)
@@ -368,6 +371,7 @@ def test_a_late_answer_reaches_the_job_that_a_person_has_retried_meanwhile(
     assert len(sends(sandbox)) == 1
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_an_unknown_outcome_retried_by_hand_is_looked_for_and_then_sent_anew(
     engine: Engine, worker: Worker, sandbox: Sandbox
 ) -> None:
@@ -438,6 +442,7 @@ def test_a_named_candidate_is_asked_for_first(engine: Engine, worker: Worker, sa
     assert [request.endpoint for request in sandbox.requests] == ["create", "retrieve"]
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("candidate", ["somebody else's", "missing", "deleted", "no id"])
 def test_a_candidate_that_is_not_ours_misleads_nobody(
     engine: Engine, worker: Worker, sandbox: Sandbox, candidate: str
@@ -454,6 +459,7 @@ def test_a_candidate_that_is_not_ours_misleads_nobody(
     assert (job["outcome"], job["customer_id"]) == ("adopted", mine["id"])
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("fault", ["rate_limit", "500", "garbage", "cut"])
 def test_whoever_cannot_look_looks_again(engine: Engine, worker: Worker, sandbox: Sandbox, fault: str) -> None:
     job_id = add_create(engine, "500_after", max_attempts=1)
