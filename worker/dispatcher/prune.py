@@ -70,7 +70,9 @@ def _delete_jobs(transaction: Transaction, old: Any) -> int:
     """Delete final jobs with their attempts, but for those that keep an external_id from being used twice."""
     oldest = select(jobs.c.id).where(jobs.c.state.in_(FINAL_STATES), old, ~_holds_external_id())
     chosen = oldest.order_by(jobs.c.finished_at).limit(BATCH_SIZE).with_for_update(skip_locked=True)
-    return transaction.change(delete(jobs).where(jobs.c.id.in_(chosen)))
+    # Chosen first: as part of the DELETE, PostgreSQL may choose more than once, and so more than a batch.
+    ids = [row["id"] for row in transaction.rows(chosen)]
+    return transaction.change(delete(jobs).where(jobs.c.id.in_(ids))) if ids else 0
 
 
 def _empty_jobs(transaction: Transaction, old: Any) -> int:
