@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, func, select, update
 from typer.testing import CliRunner, Result
 
 from customer_jobs import EventConsumer, State
@@ -168,7 +168,8 @@ def test_stats_count_what_is_in_the_tables(engine: Engine, database_url: str) ->
     add_fetch(engine, due_at=now(3600))
     add_events(engine, 3)
     with writing(engine) as transaction:
-        transaction.change(update(events).where(events.c.seq == 1).values(published_at=now()))
+        oldest = transaction.value(select(func.min(events.c.seq)))
+        transaction.change(update(events).where(events.c.seq == oldest).values(published_at=now()))
     age(engine, 5, events)
     add_worker(engine, slots=16, name="one@host")
     lead(engine, "one@host/1/abc")

@@ -111,7 +111,8 @@ def workers(pid: int) -> set[int]:
 
 def await_gone(pids: set[int]) -> None:
     assert pids
-    embedded.wait_until(lambda: not pids & parents().keys(), 20, f"{pids} are gone")
+    # A leash lets its program end by itself for ten seconds; a busy machine needs as much again, and more.
+    embedded.wait_until(lambda: not pids & parents().keys(), 60, f"{pids} are gone")
 
 
 def get(url: str) -> Any:
