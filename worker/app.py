@@ -16,13 +16,12 @@ from customer_jobs.errors import CustomerJobsError, InvalidSetting
 from customer_jobs.vocabulary import Kind, State
 from worker import process
 from worker.dispatcher import Dispatcher
+from worker.dispatcher.door import PREFIX, QUEUE
 from worker.logs import configure_logging, frames
 from worker.record import Recorded
 from worker.retry import RetryPolicy
 from worker.runner import Call
 from worker.settings import REDIS_SCHEMES, settings
-
-QUEUE = "customer-jobs"  #: Never the default queue of an app that shares the Redis.
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +78,7 @@ def configuration() -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_transport_options": {
-            "global_keyprefix": f"{QUEUE}:",
+            "global_keyprefix": PREFIX,
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
 from customer_jobs.lanes import Lane, in_flight, lanes_with_work
+from customer_jobs.limits import WORKER_SILENT_SECONDS
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import workers
 from customer_jobs.sql import now
@@ -26,7 +27,6 @@ from worker.settings import Settings
 
 DISPATCH_LEASE_SECONDS = 5  #: A message that nobody took by then is taken for lost.
 SPARE_JOBS = 4  #: Beyond the free threads, so that a thread that comes free need not wait for the next look.
-WORKER_SILENT_SECONDS = 10  #: A worker that was not seen for longer gets nothing.
 PUBLISH_PAUSE_SECONDS = 1.0  #: After a failed publish, before the next try.
 ADAPT_EVERY_SECONDS = 1.0  #: How often Stripe's answers are looked at for limits.
 CEILING_RECOVERY = 1.0  #: Jobs in flight that a lane regains in a second after Stripe said there were too many.
