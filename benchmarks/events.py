@@ -2,8 +2,9 @@
 
     .venv/bin/python -m benchmarks.events [--quick]
 
-Everything is real and runs on this machine, each in a process of its own: PostgreSQL (DATABASE_URL, or one made for
-the occasion), a Redis-compatible server and one worker, which leads; the consumer is in the process that measures.
+Everything is real and runs on this machine, each in a process of its own: PostgreSQL (TEST_POSTGRES_URL names a server
+to make a database on; else one is started), a Redis-compatible server and one worker, which leads; the consumer is in
+the process that measures.
 
     to a consumer   from just before the COMMIT of a transaction that cancels a job, in another process than the worker,
                     to the consumer's handler; one after another, on a machine that does nothing else
@@ -16,20 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, insert, select
 
-from benchmarks.latency import everything
+from benchmarks.parts import machine, postgres, stage
 from customer_jobs import CustomerJobs, Event, EventConsumer
 from customer_jobs.database import reading, writing
 from customer_jobs.events import DEFAULT_STREAM, completion_event
@@ -117,24 +115,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a quarter of the events")
     quick = parser.parse_args().quick
     load = os.getloadavg()[0]
-    with (
-        tempfile.TemporaryDirectory(prefix="customer-jobs-") as directory,
-        everything(Path(directory)) as (engine, redis_url, _),
-    ):
-        listener = Listener(redis_url, engine)
+    with postgres() as url, stage(url) as on:
+        on.start_workers()
+        listener = Listener(on.redis_url, on.engine)
         try:
-            measured = latencies(engine, listener, QUICK_CANCELS if quick else CANCELS)
+            measured = latencies(on.engine, listener, QUICK_CANCELS if quick else CANCELS)
             count = QUICK_EVENTS if quick else EVENTS
-            relay, consumer = rates(engine, redis_url, listener, count)
+            relay, consumer = rates(on.engine, on.redis_url, listener, count)
         finally:
             listener.stop()
     p95 = statistics.quantiles(measured, n=20)[-1]
-    loads = f"load average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
-    machine = f"Python {platform.python_version()}, {os.cpu_count()} cores, {loads}"
     middle, best, worst = statistics.median(measured), min(measured), max(measured)
     figures = f"median {middle:.1f}, p95 {p95:.1f}, best {best:.1f}, worst {worst:.1f}"
     lines = [
-        f"{time.strftime('%Y-%m-%d')}, {machine}",
+        machine([load, os.getloadavg()[0]]),
         "",
         f"to a consumer {len(measured):7} events   {figures} ms; target for the median: {LATENCY_TARGET_MS}",
         f"relay         {count:7} events   {relay:,.0f} a second, in order; target: {RELAY_TARGET:,}",

@@ -2,9 +2,10 @@
 
     .venv/bin/python -m benchmarks.latency [--quick] [--jobs N]
 
-Everything is real and runs on this machine, each in a process of its own: PostgreSQL (DATABASE_URL, or one made for
-the occasion), a Redis-compatible server, one worker as `celery -A worker.app worker` starts it, and the sandbox, which
-answers at once. Jobs are enqueued one after another, each when the one before has been heard of.
+Everything is real and runs on this machine, each in a process of its own: PostgreSQL (TEST_POSTGRES_URL names a server
+to make a database on; else one is started), a Redis-compatible server, one worker as `celery -A worker.app worker`
+starts it, and the sandbox, which answers at once. Jobs are enqueued one after another, each when the one before has
+been heard of.
 
     to Stripe       from just before the INSERT's COMMIT to the request's arrival at the sandbox
     to the stream   from the sandbox's answer to a client that waits in XREAD
@@ -13,41 +14,28 @@ answers at once. Jobs are enqueued one after another, each when the one before h
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-from urllib.request import urlopen
 
 import redis
 from sqlalchemy import Engine
 
+from benchmarks.parts import Stage, machine, postgres, stage
 from customer_jobs import CustomerJobs
-from customer_jobs.database import open_engine
-from customer_jobs.embedded import free_port, start, start_redis, wait_until
-from customer_jobs.environment import setting
 from customer_jobs.events import DEFAULT_STREAM
-from customer_jobs.migrate import migrate
-from tests import servers
 
 JOBS, QUICK_JOBS = 200, 40
 WARM_UP_JOBS = 10  #: Connections are made and code is imported; users feel these once a day.
 PACE_SECONDS = 0.1  #: Ten jobs a second, well under the limit of 25: nothing waits for a token.
 PATIENCE_SECONDS = 30.0
-CHECKOUT = Path(__file__).parents[1]
 #: Milliseconds; the medians that the project promises on an idle machine with two cores.
 TARGETS = {"to Stripe": 20, "to the stream": 30}
-
-Json = dict[str, Any]
 
 
 class Listener:
@@ -89,20 +77,19 @@ def enqueue(engine: Engine, jobs: CustomerJobs) -> tuple[str, float]:
     return job.id, before
 
 
-def measure(engine: Engine, redis_url: str, sandbox_url: str, count: int) -> dict[str, list[float]]:
+def measure(on: Stage, count: int) -> dict[str, list[float]]:
     """Milliseconds of each job, by what was measured."""
-    jobs, listener = CustomerJobs(engine), Listener(redis_url)
+    jobs, listener = CustomerJobs(on.engine), Listener(on.redis_url)
     for _ in range(WARM_UP_JOBS):
-        listener.wait_for(enqueue(engine, jobs)[0])
+        listener.wait_for(enqueue(on.engine, jobs)[0])
     committed: dict[str, float] = {}
     heard: dict[str, float] = {}
     for _ in range(count):
         began = time.monotonic()
-        job_id, committed[f"customer-jobs-{job_id}"] = enqueue(engine, jobs)
+        job_id, committed[f"customer-jobs-{job_id}"] = enqueue(on.engine, jobs)
         heard[f"customer-jobs-{job_id}"] = listener.wait_for(job_id)
         time.sleep(max(0.0, began + PACE_SECONDS - time.monotonic()))
-    with urlopen(f"{sandbox_url}/_sandbox/requests", timeout=PATIENCE_SECONDS) as answer:
-        requests: list[Json] = json.load(answer)
+    requests = on.stripe.requests()
     timed = {request["idempotency_key"]: request for request in requests if request["idempotency_key"] in committed}
     assert len(timed) == count, "not every job made exactly one request"
     return {
@@ -111,54 +98,10 @@ def measure(engine: Engine, redis_url: str, sandbox_url: str, count: int) -> dic
     }
 
 
-@contextmanager
-def everything(directory: Path) -> Iterator[tuple[Engine, str, str]]:
-    """The database, the URL of the Redis and that of the sandbox, with a worker that is ready."""
-    with ExitStack() as running:
-        database_url = setting("DATABASE_URL")
-        if database_url is None:
-            server = running.enter_context(servers.start_postgres(directory / "postgres"))
-            database_url = servers.create_database(server.url, "benchmark")
-        program, redis_url = start_redis(directory / "redis")
-        running.enter_context(program)
-        engine = open_engine(database_url)
-        running.callback(engine.dispose)
-        migrate(engine)
-        port = free_port()
-        sandbox_url = f"http://127.0.0.1:{port}"
-        code = f"from customer_jobs.sandbox import serve; serve({port})"
-        sandbox = running.enter_context(
-            start("sandbox", [sys.executable, "-c", code], log=directory / "sandbox.log", cwd=CHECKOUT)
-        )
-        wait_until(lambda: _answers(sandbox_url), PATIENCE_SECONDS, "the sandbox answers", program=sandbox)
-        settings = {
-            "CUSTOMER_JOBS_DATABASE_URL": database_url,
-            "CUSTOMER_JOBS_REDIS_URL": redis_url,
-            "CUSTOMER_JOBS_STRIPE_API_KEY": "sk_test_sandbox",
-            "CUSTOMER_JOBS_STRIPE_API_BASE": sandbox_url,
-        }
-        command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker"]
-        worker = running.enter_context(
-            start("worker", command, log=directory / "worker.log", env={**os.environ, **settings}, cwd=CHECKOUT)
-        )
-        wait_until(lambda: " ready." in worker.log.read_text(), PATIENCE_SECONDS, "the worker is ready", program=worker)
-        yield engine, redis_url, sandbox_url
-
-
-def _answers(sandbox_url: str) -> bool:
-    try:
-        with urlopen(f"{sandbox_url}/_sandbox/health", timeout=1):
-            return True
-    except OSError:
-        return False
-
-
 def table(measured: dict[str, list[float]], loads: Sequence[float]) -> str:
     """What was measured, for people."""
-    first, last = (f"{load:.1f}" for load in loads)
-    machine = f"Python {platform.python_version()}, {os.cpu_count()} cores, load average {first} before, {last} after"
     lines = [
-        f"{time.strftime('%Y-%m-%d')}, {machine}; milliseconds",
+        f"{machine(loads)}; milliseconds",
         "",
         f"{'':15}{'jobs':>6}{'median':>9}{'p95':>9}{'best':>9}{'worst':>9}   target for the median",
     ]
@@ -177,11 +120,9 @@ def main() -> None:
     arguments = parser.parse_args()
     count = arguments.jobs or (QUICK_JOBS if arguments.quick else JOBS)
     before = os.getloadavg()[0]
-    with (
-        tempfile.TemporaryDirectory(prefix="customer-jobs-") as directory,
-        everything(Path(directory)) as (engine, redis_url, sandbox_url),
-    ):
-        measured = measure(engine, redis_url, sandbox_url, count)
+    with postgres() as url, stage(url) as on:
+        on.start_workers()
+        measured = measure(on, count)
     sys.stdout.write(table(measured, [before, os.getloadavg()[0]]) + "\n")
 
 
