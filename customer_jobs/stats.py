@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Engine, func, select
 
 from customer_jobs.database import reading
+from customer_jobs.limits import WORKER_SILENT_SECONDS
 from customer_jobs.schema import events, is_waiting, jobs, leases, workers
 from customer_jobs.sql import now
-
-ALIVE_SECONDS = 10  #: A worker that was not seen for longer gets no jobs.
+from customer_jobs.vocabulary import Lease
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def stats(engine: Engine) -> Stats:
                 events.c.published_at.is_(None)
             )
         )
-        lead = transaction.rows(select(leases.c.holder).where(leases.c.expires_at > now()))
+        lead = transaction.rows(select(leases.c.holder).where(leases.c.name == Lease.LEAD, leases.c.expires_at > now()))
         alive = transaction.rows(
-            select(*workers.c).where(workers.c.seen_at > now(-ALIVE_SECONDS)).order_by(workers.c.name)
+            select(*workers.c).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS)).order_by(workers.c.name)
         )
 
     def ago(moment: datetime | None) -> float | None:

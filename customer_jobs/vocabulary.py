@@ -61,6 +61,16 @@ class Priority(IntEnum):
     BULK = 4  #: Backfills and imports.
 
 
+LOOK_COUNTS_SECONDS = 15  #: A leader that has not looked for due jobs for longer does not dispatch.
+
+
+class Lease(StrEnum):
+    """The rows of `leases`."""
+
+    LEAD = "dispatcher"  #: Who holds it dispatches, relays, rescues and prunes.
+    LOOKS = "looks"  #: Kept by whoever leads, for as long as it does look for due jobs.
+
+
 EVENT_TYPE_PREFIX = "customer_jobs"  #: Keeps our CloudEvents types apart from everybody else's.
 
 

@@ -11,12 +11,12 @@ import structlog
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Ignore, Retry
 
+from customer_jobs.broker import PREFIX, QUEUE
 from customer_jobs.environment import setting
 from customer_jobs.errors import CustomerJobsError, InvalidSetting
 from customer_jobs.vocabulary import Kind, State
 from worker import process
 from worker.dispatcher import Dispatcher
-from worker.dispatcher.door import PREFIX, QUEUE
 from worker.logs import configure_logging, frames
 from worker.record import Recorded
 from worker.retry import RetryPolicy

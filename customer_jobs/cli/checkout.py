@@ -13,12 +13,14 @@ from pathlib import Path
 from sqlalchemy import select
 
 from customer_jobs import embedded
+from customer_jobs.broker import PREFIX, QUEUE
 from customer_jobs.cli.programs import Part
 from customer_jobs.database import open_engine, reading
 from customer_jobs.embedded import LOOPBACK
-from customer_jobs.environment import PREFIX
+from customer_jobs.environment import PREFIX as SETTINGS_PREFIX
 from customer_jobs.errors import CustomerJobsError, Unavailable
 from customer_jobs.schema import workers
+from customer_jobs.stream import redis_url
 
 SANDBOX_KEY = "sk_test_sandbox"  #: Any test key will do; this one says what it is.
 SANDBOX_READY_SECONDS = 15.0
@@ -50,7 +52,7 @@ def environment(settings: Mapping[str, str], *, without: Callable[[str], bool] =
     """Our environment with these settings, whichever way they were spelled in it, and without some others."""
 
     def replaced(variable: str) -> bool:
-        name = variable.removeprefix(PREFIX).removesuffix("_FILE")
+        name = variable.removeprefix(SETTINGS_PREFIX).removesuffix("_FILE")
         return name in settings or without(name)
 
     kept = {variable: value for variable, value in os.environ.items() if not replaced(variable)}
@@ -157,6 +159,24 @@ def has_signed_on(database_url: str, name: str) -> bool:
         return False
     finally:
         engine.dispose()
+
+
+def ping(worker: str, *, seconds: float) -> bool:
+    """Whether a worker answers: what does so is the loop that takes messages off the queue. Raises OSError.
+
+    Celery is all that is needed of the worker; loading the worker itself would take a second, at every look.
+    """
+    root()
+    from celery import Celery
+    from kombu.exceptions import OperationalError
+
+    app = Celery(broker=redis_url(), set_as_current=False)
+    timeouts = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+    app.conf.update(control_exchange=QUEUE, broker_transport_options={"global_keyprefix": PREFIX, **timeouts})
+    try:
+        return bool(app.control.ping(destination=[worker], timeout=seconds))
+    except OperationalError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def answers(port: int, path: str) -> bool:

@@ -1,12 +1,23 @@
-"""The commands for whoever operates it: stats, migrate."""
+"""The commands for whoever operates it: stats, health, migrate."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customer_jobs.cli.exits import examples
+from customer_jobs.cli.exits import Exit, examples
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from customer_jobs.checks import Check
+
+PING_SECONDS = 2.0  #: A worker answers in milliseconds, on a busy machine within this.
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 
 commands = typer.Typer()
 
@@ -27,6 +38,48 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON d
         show.document(found.to_dict())
     else:
         show.stats(found)
+
+
+@commands.command(
+    epilog=examples(
+        "customer-jobs health",
+        "customer-jobs health --json | jq '.checks[] | select(.level != \"ok\")'",
+        'customer-jobs health --worker "celery@$(hostname)"',
+    )
+)
+def health(
+    worker: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only whether this worker does its part, as a probe asks.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether jobs are consumed; exit 1 if not, 4 if the database or Redis is out of reach.
+
+    Looked at is what was done lately, not which processes live: that the leader looks for due jobs, that none waits
+    without a reason, that messages are taken and events are published. The answer is there within five seconds.
+
+    With --worker it is asked whether starting that worker anew would help. An outage of the database or of Redis is
+    none of its faults, and exits with 0.
+    """
+    from customer_jobs import health as looks
+    from customer_jobs.stream import connect, redis_url
+
+    with _database() as engine:
+        if worker is not None:
+            from customer_jobs.cli import checkout
+
+            checkout.root()
+            redis_url()
+            found = looks.health_of_worker(engine, worker, lambda: checkout.ping(worker, seconds=PING_SECONDS))
+        else:
+            client = connect(redis_url())
+            found = looks.health(engine, client)
+            client.close()
+    _tell(found, "healthy", as_json=as_json)
+    if any(check.level == "out of reach" for check in found):
+        raise typer.Exit(Exit.OUT_OF_REACH)
+    if any(check.bad for check in found):
+        raise typer.Exit(Exit.JOB_FAILED)
 
 
 @commands.command(
@@ -61,3 +114,26 @@ def migrate(
     for revision in applied:
         print(f"applied {revision}")
     print("the database is up to date" if applied else "nothing to do: the database is up to date")
+
+
+@contextmanager
+def _database() -> Iterator[Engine]:
+    """The database of DATABASE_URL."""
+    from customer_jobs.database import database_url, open_engine
+
+    engine = open_engine(database_url())
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _tell(found: list[Check], name: str, *, as_json: bool) -> None:
+    """Print checks, and whether all of them are good."""
+    from customer_jobs.checks import is_good
+    from customer_jobs.cli import show
+
+    if as_json:
+        show.document({name: is_good(found), "checks": [check.to_dict() for check in found]})
+    else:
+        show.checks(found)

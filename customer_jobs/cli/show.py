@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from customer_jobs.checks import Check
     from customer_jobs.dead_letters import DeadLetter
     from customer_jobs.job import Attempt, Job
     from customer_jobs.stats import Stats
@@ -30,6 +31,10 @@ STATE_STYLES = {
     "retrying": "yellow",
     "running": "cyan",
     "dispatched": "cyan",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "bold red",
+    "out of reach": "bold red",
 }
 
 
@@ -155,6 +160,21 @@ def stats(found: Stats) -> None:
     seen = [f"{each.name}, {each.slots} threads, seen {span(each.seen_seconds_ago)} ago" for each in found.workers]
     lines += [("worker", each) for each in seen] or [("workers", "none")]
     put(table if found.jobs else text("no jobs"), "", facts(lines))
+
+
+def checks(found: Sequence[Check]) -> None:
+    """Print checks under each other, each with what mends it where something is to be mended."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in found:
+        table.add_row(state(check.level), text(check.name), text(check.detail))
+        if check.remedy:
+            table.add_row("", "", text(f"→ {check.remedy}"))
+    put(table)
 
 
 def ledger(*columns: str) -> Table:

@@ -22,6 +22,7 @@ from customer_jobs.events import DEFAULT_STREAM
 from customer_jobs.sandbox import Request, Sandbox
 from customer_jobs.schema import events, leases, workers
 from customer_jobs.sql import now
+from customer_jobs.vocabulary import Lease
 
 CHECKOUT = Path(__file__).parents[2]
 CELERY = [sys.executable, "-m", "celery", "-A", "worker.app"]
@@ -193,7 +194,7 @@ class Stack:
     def leader(self) -> str | None:
         """Who leads at present, if anybody does."""
         with reading(self.engine) as transaction:
-            holder = select(leases.c.holder).where(leases.c.expires_at > now())
+            holder = select(leases.c.holder).where(leases.c.name == Lease.LEAD, leases.c.expires_at > now())
             return next((row["holder"] for row in transaction.rows(holder)), None)
 
     def signed_on(self) -> set[str]:

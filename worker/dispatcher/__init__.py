@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from customer_jobs.lifecycle import Claim
 from worker.dispatcher import upkeep
 from worker.dispatcher.dispatch import Dispatch, Look, Publish
 from worker.dispatcher.door import Door
-from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, take_lead
+from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, show_looks, take_lead
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay, connect
 from worker.dispatcher.wakeup import Wakeup, listen
@@ -56,6 +57,7 @@ class Dispatcher:
         # A worker that comes back under the same name is another holder.
         self._holder = f"{worker}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self._leads = threading.Event()
+        self._looked_at: float | None = None  #: By the monotonic clock; None while another leads.
         self._stopped = threading.Event()
         self._wakeup = Wakeup()
         self._dispatch = Dispatch(engine, settings, publish, holder=self._holder)
@@ -114,17 +116,21 @@ class Dispatcher:
     def _lead_once(self) -> None:
         with writing(self._engine) as transaction:
             leads = take_lead(transaction, self._holder)
+            looked_at = self._looked_at
+            if leads and looked_at is not None:
+                show_looks(transaction, self._holder, seconds_ago=time.monotonic() - looked_at)
         if leads != self._leads.is_set():
             log.info("leads" if leads else "leads no more", holder=self._holder)
             (self._leads.set if leads else self._leads.clear)()
             self._wakeup.ring()
-        self._stopped.wait(RENEW_EVERY_SECONDS if leads else LOOK_EVERY_SECONDS)
+        self._stopped.wait(RENEW_EVERY_SECONDS if leads and looked_at is not None else LOOK_EVERY_SECONDS)
 
     def _dispatch_once(self) -> None:
         self._wakeup.jobs.clear()
         # Until the look is over: a job that ends meanwhile may have ended too late for it.
         self._wakeup.awaiting_room = True
-        look = self._dispatch.run_once() if self._leads.is_set() else Look(0)
+        look = self._dispatch.run_once() if self._leads.is_set() else Look(0, leads=False)
+        self._looked_at = time.monotonic() if look.leads else None
         self._wakeup.awaiting_room = look.full
         pause = CLOCK_SECONDS if look.again_in_seconds is None else look.again_in_seconds
         self._wakeup.jobs.wait(min(pause, CLOCK_SECONDS))

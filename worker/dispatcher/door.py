@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import redis
 
-#: As Celery's own default spells it, and as our worker reads it. Source: kombu.transport.redis, `global_keyprefix`.
-QUEUE = "customer-jobs"  # Never the default queue of an app that shares the Redis.
-PREFIX = "customer-jobs:"
+from customer_jobs.broker import PREFIX, QUEUE
+
 BLOCK_SECONDS = 1  #: Shorter than the client's patience, so that an empty queue is no error.
 
 

@@ -1,4 +1,4 @@
-"""Which dispatcher leads: one row, held for ten seconds at a time."""
+"""Which dispatcher leads: one row, held for ten seconds at a time; and a sign that it does look for due jobs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from sqlalchemy import BindParameter, ColumnElement, exists, or_, select, update
 from customer_jobs.database import Transaction
 from customer_jobs.schema import leases
 from customer_jobs.sql import now
+from customer_jobs.vocabulary import LOOK_COUNTS_SECONDS, Lease
 
-LEASE = "dispatcher"  #: The row's name.
 LEASE_SECONDS = 10  #: A leader that was killed is replaced within this and one look of the others.
 RENEW_EVERY_SECONDS = 3  #: Two renewals may fail.
 LOOK_EVERY_SECONDS = 1  #: How often the others try to take it.
@@ -16,7 +16,7 @@ LOOK_EVERY_SECONDS = 1  #: How often the others try to take it.
 
 def take_lead(transaction: Transaction, holder: str) -> bool:
     """Take or renew the lead; whether `holder` leads now."""
-    statement = transaction.insert(leases).values(name=LEASE, holder=holder, expires_at=now(LEASE_SECONDS))
+    statement = transaction.insert(leases).values(name=Lease.LEAD, holder=holder, expires_at=now(LEASE_SECONDS))
     free = or_(leases.c.holder == holder, leases.c.expires_at < now())
     statement = statement.on_conflict_do_update(
         index_elements=[leases.c.name],
@@ -26,17 +26,28 @@ def take_lead(transaction: Transaction, holder: str) -> bool:
     return transaction.row(statement) is not None
 
 
+def show_looks(transaction: Transaction, holder: str, *, seconds_ago: float) -> None:
+    """Let `customer-jobs health` know when the leader looked for due jobs last: a thread of it that hangs is found out.
+
+    Written beside the renewal of the lead; one write for each look would, on SQLite, wake up the next.
+    """
+    expires_at = now(LOOK_COUNTS_SECONDS - seconds_ago)
+    statement = transaction.insert(leases).values(name=Lease.LOOKS, holder=holder, expires_at=expires_at)
+    excluded = {name: statement.excluded[name] for name in ("holder", "expires_at")}
+    transaction.change(statement.on_conflict_do_update(index_elements=[leases.c.name], set_=excluded))
+
+
 def give_up_lead(transaction: Transaction, holder: str) -> None:
     """Let another lead at once."""
     transaction.change(
-        update(leases).where(leases.c.name == LEASE, leases.c.holder == holder).values(expires_at=now(-1))
+        update(leases).where(leases.c.name == Lease.LEAD, leases.c.holder == holder).values(expires_at=now(-1))
     )
 
 
 def leads(holder: str | BindParameter[str]) -> ColumnElement[bool]:
     """Whether `holder` leads at this moment, as a condition of a statement."""
     # Without a lock on the row: a leader that is stopped in a transaction must not keep another from taking over.
-    return exists().where(leases.c.name == LEASE, leases.c.holder == holder, leases.c.expires_at > now())
+    return exists().where(leases.c.name == Lease.LEAD, leases.c.holder == holder, leases.c.expires_at > now())
 
 
 def still_leads(transaction: Transaction, holder: str) -> bool:
