@@ -25,7 +25,8 @@ from customer_jobs.sql import now
 from customer_jobs.vocabulary import Lease
 
 CHECKOUT = Path(__file__).parents[2]
-CELERY = [sys.executable, "-m", "celery", "-A", "worker.app"]
+APP = "worker.app"
+CELERY = [sys.executable, "-m", "celery", "-A", APP]
 STRIPE_API_KEY = "sk_test_sandbox"
 #: A worker is up within two seconds on an idle machine, and a job is done in a fraction of one.
 READY_SECONDS = 30.0
@@ -139,17 +140,17 @@ class Stack:
             "STRIPE_API_BASE": self._stripe_url,
         }
 
-    def start_worker(self, name: str = "one", **settings: str) -> Program:
+    def start_worker(self, name: str = "one", *, app: str = APP, **settings: str) -> Program:
         """A worker that consumes messages, under a name of its own."""
-        worker = self.launch_worker(name, **settings)
+        worker = self.launch_worker(name, app=app, **settings)
         wait_for_line(worker, f"{name}@test ready")
         return worker
 
-    def launch_worker(self, name: str = "one", **settings: str) -> Program:
+    def launch_worker(self, name: str = "one", *, app: str = APP, **settings: str) -> Program:
         """A worker as it begins to start."""
         worker = start(
             f"worker {name}",
-            [*CELERY, "worker", "-n", f"{name}@test"],
+            [*CELERY[:-1], app, "worker", "-n", f"{name}@test"],
             log=self.directory / f"{name}.log",
             env=environment(self.settings | settings),
             cwd=CHECKOUT,
