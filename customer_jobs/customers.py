@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import Executable, update
 
-from customer_jobs.database import Transaction
+from customer_jobs.database import Transaction, insert_of
 from customer_jobs.schema import customers
 
 
-def keep_copy(transaction: Transaction, job: Mapping[str, Any], customer: Mapping[str, Any], *, asked_at: Any) -> None:
+def keep_copy(
+    transaction: Transaction, job: Mapping[str, Any], customer: Mapping[str, Any], *, asked_at: datetime
+) -> None:
     """Keep what Stripe answered to an attempt begun at `asked_at`, unless a newer answer is already here."""
     deleted = customer.get("deleted") is True
-    values = {
+    copy = {
         "credential": job["credential"],
         "stripe_account": job["stripe_account"] or "",
         "livemode": job["livemode"],
@@ -27,19 +31,23 @@ def keep_copy(transaction: Transaction, job: Mapping[str, Any], customer: Mappin
         "data": dict(customer),
         "fetched_at": asked_at,
     }
-    statement = transaction.insert(customers).values(**values)
-    new = statement.excluded
+    transaction.change(_keeping(transaction.dialect_name, is_stub=deleted, links=job["external_id"] is not None), copy)
+
+
+@cache
+def _keeping(dialect_name: str, *, is_stub: bool, links: bool) -> Executable:
+    """Built once, since every job passes it; the copy is given when it is executed, by the names of its columns."""
+    new = insert_of(dialect_name, customers)
     # A deleted customer's object is a stub; what was known of it is worth keeping beside the flag.
-    kept = {"deleted", "fetched_at"} if deleted else {"email", "name", "metadata", "deleted", "data", "fetched_at"}
-    if job["external_id"] is not None:
+    kept = {"deleted", "fetched_at"} if is_stub else {"email", "name", "metadata", "deleted", "data", "fetched_at"}
+    if links:
         kept.add("external_id")
-    transaction.change(
-        statement.on_conflict_do_update(
-            index_elements=list(customers.primary_key.columns),
-            set_={name: new[name] for name in kept},
-            where=customers.c.fetched_at <= new.fetched_at,
-        )
+    changes: Executable = new.on_conflict_do_update(
+        index_elements=list(customers.primary_key.columns),
+        set_={name: new.excluded[name] for name in kept},
+        where=customers.c.fetched_at <= new.excluded.fetched_at,
     )
+    return changes
 
 
 def link_copy(transaction: Transaction, job: Mapping[str, Any]) -> None:

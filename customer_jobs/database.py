@@ -12,7 +12,14 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, MultipleResultsFound, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InvalidatePoolError,
+    MultipleResultsFound,
+    OperationalError,
+)
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from customer_jobs.environment import setting
@@ -27,6 +34,8 @@ SQLITE_PAUSE_SECONDS = 0.01  #: Between two tries to switch a new file to WAL.
 #: No transaction of ours waits for anything but the database: one that does nothing for so long belongs to a process
 #: that was stopped, and ends, with its locks, before that process can go on.
 IDLE_TIMEOUT_SECONDS = 8
+
+TRUSTED_SECONDS = 1.0  #: A pooled connection that was in use so lately is not asked whether it still answers.
 
 #: PostgreSQL notices a peer that vanished within about 15 s instead of two hours.
 _KEEPALIVE = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3}
@@ -78,7 +87,8 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
                 hide_parameters=True,  # An error must not carry a customer's data into a log.
                 pool_size=pool_size,
                 max_overflow=pool_size,
-                pool_pre_ping=True,
+                # The connection used last knows our statements already: it has prepared them.
+                pool_use_lifo=True,
                 pool_timeout=CONNECT_TIMEOUT_SECONDS,
                 connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, **_KEEPALIVE},
             )
@@ -87,6 +97,7 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
                 "DATABASE_URL names postgresql, whose driver is missing: pip install 'customer-jobs[postgres]'"
             ) from error
         event.listen(engine, "connect", _prepare_postgresql)
+        _ping_unless_used_lately(engine)
     return in_our_schema(engine, schema)
 
 
@@ -144,10 +155,15 @@ class Transaction:
 
     def insert(self, table: Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""
-        return sqlite.insert(table) if self.dialect_name == "sqlite" else postgresql.insert(table)
+        return insert_of(self.dialect_name, table)
 
     def _execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         return self._connection.execute(statement, parameters, execution_options=self._options)
+
+
+def insert_of(dialect_name: str, table: Table) -> Any:
+    """A dialect's INSERT, which knows ON CONFLICT."""
+    return sqlite.insert(table) if dialect_name == "sqlite" else postgresql.insert(table)
 
 
 @contextmanager
@@ -183,6 +199,26 @@ def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_SECONDS}s'")
     connection.commit()
+
+
+def _ping_unless_used_lately(engine: Engine) -> None:
+    """SQLAlchemy's own pool_pre_ping asks every time, which a job that passes several transactions feels."""
+
+    def note_use(_: Any, entry: ConnectionPoolEntry) -> None:
+        entry.info["used_at"] = time.monotonic()
+
+    def ping(connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
+        used_at = entry.info.get("used_at")
+        if used_at is None or time.monotonic() - used_at < TRUSTED_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # What broke this connection, as a restart does, broke the others.
+            raise InvalidatePoolError from error
+
+    event.listen(engine, "checkin", note_use)
+    event.listen(engine, "checkout", ping)
 
 
 def _switch_to_wal(cursor: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from itertools import takewhile
 from typing import Any
@@ -52,6 +52,7 @@ class Claim:
     job: Row  #: The row as the claim left it.
     lease_token: str
     number: int  #: Of the attempt, in the ledger.
+    started_at: datetime  #: Of the attempt.
     key_fingerprint: str | None = None  #: Of the Stripe key that the attempt is made with.
 
 
@@ -131,8 +132,22 @@ def entry_of(verdict: Verdict, problem: Problem) -> Entry:
 
 
 def read(transaction: Transaction, job_id: str) -> Row | None:
-    """The row of a job, whatever its state; beside its columns `read_at`, by the database's clock."""
-    return transaction.row(select(*jobs.c, now().label("read_at")).where(jobs.c.id == job_id))
+    """The row of a job, whatever its state.
+
+    Beside its columns: `read_at`, by the database's clock, and of its credential `key_paused_at` and `key_fingerprint`.
+    """
+    return transaction.row(_reading(), {"given_id": job_id})
+
+
+# The statements that every job passes are built once: building them anew took longer than executing them.
+@cache
+def _reading() -> Executable:
+    of_credential = (credentials.c.paused_at.label("key_paused_at"), credentials.c.key_fingerprint)
+    return (
+        select(*jobs.c, now().label("read_at"), *of_credential)
+        .outerjoin(credentials, credentials.c.name == jobs.c.credential)
+        .where(jobs.c.id == _given("id", jobs.c.id))
+    )
 
 
 def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sending | None) -> Claim | None:
@@ -157,10 +172,10 @@ def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sendin
         "given_key": sending.idempotency_key if sending is not None else None,
         "given_worker": worker,
     }
-    return Claim(job=row, lease_token=token, number=transaction.value(_beginning(), attempt))
+    begun = transaction.rows(_beginning(), attempt)[0]
+    return Claim(row, lease_token=token, number=begun["number"], started_at=begun["started_at"])
 
 
-# The statements that every job passes are built once: building them anew took longer than executing them.
 @cache
 def _claiming(*, sends: bool, may_create: bool, uses_attempt: bool) -> Executable:
     values: dict[str, Any] = {
@@ -190,7 +205,7 @@ def _beginning() -> Executable:
         "idempotency_key": _given("key", attempts.c.idempotency_key),
         "worker": _given("worker", attempts.c.worker),
     }
-    return insert(attempts).values(values).returning(attempts.c.number)
+    return insert(attempts).values(values).returning(attempts.c.number, attempts.c.started_at)
 
 
 def mark_dispatched(transaction: Transaction, job_ids: Sequence[str], *, token: str, lease_seconds: float) -> list[Row]:
@@ -243,14 +258,17 @@ def rescue_unclaimed(transaction: Transaction) -> int:
 
 def expired(transaction: Transaction, limit: int) -> list[Claim]:
     """The attempts whose worker fell silent, as claims: whoever ends one must be faster than the worker's return."""
-    last = select(func.max(attempts.c.number)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery()
+    last = [
+        select(func.max(column)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery().label(name)
+        for column, name in ((attempts.c.number, "number"), (attempts.c.started_at, "began_at"))
+    ]
     rows = transaction.rows(
-        select(*jobs.c, last.label("number"))
+        select(*jobs.c, *last)
         .where(is_in_flight(), jobs.c.state == State.RUNNING, jobs.c.lease_expires_at < now())
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)
     )
-    return [Claim(row, row["lease_token"], row["number"]) for row in rows]
+    return [Claim(row, row["lease_token"], row["number"], row["began_at"]) for row in rows]
 
 
 def extend(transaction: Transaction, held: Sequence[Claim], *, longest_seconds: float) -> int:
@@ -299,27 +317,35 @@ def past(transaction: Transaction, held: Claim, entry: Entry) -> Past:
 def succeed(transaction: Transaction, held: Claim, success: Success, entry: Entry) -> bool:
     """Record the end the job was made for; False if somebody else was faster."""
     complete_attempt(transaction, held, entry)
-    row = _change(
-        transaction,
-        *_holds(held),
-        state=State.SUCCEEDED,
-        lease_token=null(),
-        lease_expires_at=null(),
-        finished_at=now(),
-        outcome=success.outcome,
-        customer_id=success.customer.get("id"),
-        livemode=success.livemode,
-        result=success.result(),
-        error=null(),
-    )
+    ending = {
+        "given_id": held.job["id"],
+        "given_token": held.lease_token,
+        "outcome": success.outcome,
+        "customer_id": success.customer.get("id"),
+        "livemode": success.livemode,
+        "result": success.result(),
+    }
+    row = transaction.row(_succeeding(), ending)
     if row is None:
         return False
     if success.outcome in {Outcome.LINKED, Outcome.FRESH}:
         link_copy(transaction, row)
     else:
-        keep_copy(transaction, row, success.customer, asked_at=_started_at(held))
+        keep_copy(transaction, row, success.customer, asked_at=held.started_at)
     _emit(transaction, row)
     return True
+
+
+@cache
+def _succeeding() -> Executable:
+    values = {"state": State.SUCCEEDED, "lease_token": null(), "lease_expires_at": null(), "error": null()}
+    held = (
+        jobs.c.id == _given("id", jobs.c.id),
+        jobs.c.state == State.RUNNING,
+        jobs.c.lease_token == _given("token", jobs.c.lease_token),
+    )
+    # What Stripe answered is given when it is executed, by the names of its columns.
+    return update(jobs).where(*held).values(finished_at=now(), **values).returning(*jobs.c)
 
 
 def retry_later(
@@ -432,7 +458,18 @@ def suggest(transaction: Transaction, job_id: str, customer_id: str) -> int:
 
 def complete_attempt(transaction: Transaction, held: Claim, entry: Entry) -> None:
     """Finish the ledger's row. A late writer does so too: the ledger holds every answer that Stripe gave."""
-    transaction.change(update(attempts).where(*_of_attempt(held)).values(finished_at=now(), **asdict(entry)))
+    of_attempt = {"given_id": held.job["id"], "given_number": held.number}
+    transaction.change(_completing(), of_attempt | asdict(entry))
+
+
+@cache
+def _completing() -> Executable:
+    of_attempt = (
+        attempts.c.job_id == _given("id", attempts.c.job_id),
+        attempts.c.number == _given("number", attempts.c.number),
+    )
+    # The entry is given when it is executed, by the names of its columns.
+    return update(attempts).where(*of_attempt).values(finished_at=now())
 
 
 def _back_to_waiting(delay_seconds: float = 0) -> Update:
@@ -471,7 +508,12 @@ def _change(transaction: Transaction, *conditions: ColumnElement[bool], **values
 
 
 def _emit(transaction: Transaction, row: Row) -> None:
-    transaction.change(insert(events).values(completion_event(row, State(row["state"]))))
+    transaction.change(_emitting(), completion_event(row, State(row["state"])))
+
+
+@cache
+def _emitting() -> Executable:
+    return insert(events)
 
 
 def _holds(held: Claim) -> tuple[ColumnElement[bool], ...]:
@@ -480,14 +522,6 @@ def _holds(held: Claim) -> tuple[ColumnElement[bool], ...]:
         jobs.c.state == State.RUNNING,
         jobs.c.lease_token == held.lease_token,
     )
-
-
-def _of_attempt(held: Claim) -> tuple[ColumnElement[bool], ...]:
-    return (attempts.c.job_id == held.job["id"], attempts.c.number == held.number)
-
-
-def _started_at(held: Claim) -> Any:
-    return select(attempts.c.started_at).where(*_of_attempt(held)).scalar_subquery()
 
 
 def _first_sent_at(stays: ColumnElement[bool]) -> ColumnElement[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from sqlalchemy import null, select, update
@@ -78,19 +79,12 @@ def pause(transaction: Transaction, held: Claim, problem: Problem) -> None:
         log.error("credential paused", credential=name, reason=reason, remedy="start the workers with a valid key")
 
 
-def has_to_wait(transaction: Transaction, credential: str, fingerprint: str, *, was_refused: bool) -> bool:
-    """Whether a job must not be tried with this key: Stripe refused it, and nobody has said to try it again.
+def has_to_wait(job: Mapping[str, Any], fingerprint: str, *, was_refused: bool) -> bool:
+    """Whether a job just read must not be tried with this key: Stripe refused it, and nobody said to try again.
 
     The table knows of the pause of the key that was seen last; a worker that still holds an older one, which Stripe
     has refused, leaves the jobs to the others.
     """
-    row = transaction.row(select(*credentials.c).where(credentials.c.name == credential))
-    if row is None:
+    if job["key_fingerprint"] is None:
         return False
-    return row["paused_at"] is not None or (was_refused and row["key_fingerprint"] != fingerprint)
-
-
-def paused(transaction: Transaction) -> set[str]:
-    """The names of credentials whose jobs wait."""
-    query = select(credentials.c.name).where(credentials.c.paused_at.is_not(None))
-    return {row["name"] for row in transaction.rows(query)}
+    return job["key_paused_at"] is not None or (was_refused and job["key_fingerprint"] != fingerprint)

@@ -96,7 +96,7 @@ class Runner:
             problem = Problem("authentication_error", UNKNOWN_CREDENTIAL, "no worker has a key of this name")
             return _refuse(transaction, job, problem, worker)
         key = self._gateway.fingerprint(request.credential)
-        if has_to_wait(transaction, request.credential, key, was_refused=key in self._refused):
+        if has_to_wait(job, key, was_refused=key in self._refused):
             lifecycle.postpone(transaction, job_id, delay_seconds=REFUSED_PAUSE_SECONDS)
             return None
         if _sent_elsewhere(job, self._gateway.identities(request.credential)):

@@ -8,14 +8,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import BindParameter, Engine, Executable, create_engine
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.dml import ValuesBase
 from sqlalchemy.sql.visitors import cloned_traverse
 
-from customer_jobs.database import Transaction, in_our_schema, open_engine, schema_map
+from customer_jobs.database import Transaction, in_our_schema, insert_of, open_engine, schema_map
 from customer_jobs.errors import InvalidSetting
 
 _FLOAT8 = 701  # PostgreSQL's only number type in our tables that SQLAlchemy asks the driver about.
@@ -68,7 +69,7 @@ class DjangoTransaction(Transaction):
         return savepoint
 
     def insert(self, table: Any) -> Any:
-        return (sqlite.insert if self.dialect_name == "sqlite" else postgresql.insert)(table)
+        return insert_of(self.dialect_name, table)
 
     def _cursor(self) -> Any:
         cursor = self._django.cursor()
@@ -85,6 +86,10 @@ class DjangoTransaction(Transaction):
             statement = statement.values(parameters)
         elif parameters is not None:
             statement = _with_values(statement, parameters)
+            if isinstance(statement, ValuesBase):
+                # As SQLAlchemy does when it executes: what has the name of a column is written into it.
+                named = {name: value for name, value in parameters.items() if name in statement.table.columns}
+                statement = statement.values(named) if named else statement
         compiled: SQLCompiler = statement.compile(
             dialect=self._dialect,
             schema_translate_map=self._schema_map,

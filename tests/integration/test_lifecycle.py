@@ -453,7 +453,7 @@ def test_nothing_leads_elsewhere_than_the_design_says(engine: Engine, state: Sta
         row = job_row(engine, job_id)
         later(engine, 120, job_id)
         with writing(engine) as transaction:
-            apply(transaction, Claim(row, row["lease_token"] or TOKEN, 1))
+            apply(transaction, Claim(row, row["lease_token"] or TOKEN, 1, row["created_at"]))
         after = job_row(engine, job_id)
         reached |= {State(after["state"])} - {state}
         assert len(events_of(engine, job_id)) == (after["state"] in FINAL_STATES and state not in FINAL_STATES)

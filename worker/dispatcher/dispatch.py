@@ -17,10 +17,9 @@ from customer_jobs.database import Transaction, writing
 from customer_jobs.lanes import Lane, in_flight, lanes_with_work
 from customer_jobs.limits import WORKER_SILENT_SECONDS
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
-from customer_jobs.schema import workers
+from customer_jobs.schema import credentials, is_in_flight, jobs, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import Kind
-from worker.credentials import paused
 from worker.dispatcher.lanes import Allowance, limited_lately, next_jobs
 from worker.dispatcher.leader import leads
 from worker.settings import Settings
@@ -79,18 +78,18 @@ class Dispatch:
         self, transaction: Transaction, token: str, survey: Mapping[str, Any]
     ) -> tuple[list[dict[str, Any]], float | None, bool]:
         """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
-        flying = in_flight(transaction)
         most = min(self._settings.max_in_flight, survey["slots"] + SPARE_JOBS) if survey["slots"] else 0
-        room = most - sum(flying.values())
+        room = most - survey["in_flight"]
         if room <= 0:
             return [], None, True
-        held_back = paused(transaction)
-        waiting = [lane for lane in lanes_with_work(transaction) if lane.credential not in held_back]
+        paused = (survey["paused"] or "").split(",")
+        waiting = [lane for lane in lanes_with_work(transaction) if lane.credential not in paused]
         known = _in_turn([lane for lane in waiting if _is_known(transaction, lane)], self._looks)
         self._looks += 1
         allowance = Allowance(self._settings, survey["present"])
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.account)])
-        self._adapt(transaction, allowance, flying, survey["present"])
+        self._adapt(transaction, allowance, survey["present"])
+        flying = in_flight(transaction) if self._ceilings else {}
         wanted = {lane: min(allowance.calls(lane), room, self._ceiling_room(lane, flying)) for lane in known}
         found = next_jobs(transaction, wanted)
         order = [
@@ -121,9 +120,7 @@ class Dispatch:
         full = len(chosen) == room or any(lane in self._ceilings for lane in known)
         return [taken[job_id] for job_id in chosen if job_id in taken], again, full
 
-    def _adapt(
-        self, transaction: Transaction, allowance: Allowance, flying: Mapping[Lane, int], present: datetime
-    ) -> None:
+    def _adapt(self, transaction: Transaction, allowance: Allowance, present: datetime) -> None:
         """Slow down what Stripe's answers of the last second say is too fast; once a second at most."""
         elapsed = ADAPT_EVERY_SECONDS if self._adapted_at is None else (present - self._adapted_at).total_seconds()
         if 0 <= elapsed < ADAPT_EVERY_SECONDS:
@@ -132,7 +129,7 @@ class Dispatch:
         self._ceilings = {lane: most + CEILING_RECOVERY for lane, most in self._ceilings.items() if most < MOST_CEILING}
         for limited in limited_lately(transaction, ADAPT_EVERY_SECONDS):
             if limited.concerns_concurrency:
-                self._ceilings[limited.lane] = max(flying.get(limited.lane, 0) // 2, 1)
+                self._ceilings[limited.lane] = max(in_flight(transaction).get(limited.lane, 0) // 2, 1)
             else:
                 if limited.key not in allowance.buckets:
                     allowance.read(transaction, [limited.key])
@@ -157,15 +154,22 @@ class Dispatch:
 
 
 def _survey(transaction: Transaction, holder: str) -> dict[str, Any]:
-    """Whether `holder` leads, how many threads the live workers have, and what time it is."""
+    """Whether `holder` leads, the threads of live workers, the jobs under way, the paused credentials, and the time."""
     return transaction.rows(_survey_query(), {"holder": holder})[0]
 
 
 @cache
 def _survey_query() -> Select[Any]:
     alive = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
-    is_leader = leads(bindparam("holder"))
-    return select(is_leader.label("leads"), alive.scalar_subquery().label("slots"), now().label("present"))
+    paused = select(func.aggregate_strings(credentials.c.name, ",")).where(credentials.c.paused_at.is_not(None))
+    under_way = select(func.count()).select_from(jobs).where(is_in_flight())
+    return select(
+        leads(bindparam("holder")).label("leads"),
+        alive.scalar_subquery().label("slots"),
+        under_way.scalar_subquery().label("in_flight"),
+        paused.scalar_subquery().label("paused"),
+        now().label("present"),
+    )
 
 
 def _in_turn(lanes: list[Lane], looks: int) -> list[Lane]:
