@@ -85,11 +85,11 @@ class DjangoTransaction(Transaction):
             # Django's executemany returns nothing: many rows are one statement here.
             statement = statement.values(parameters)
         elif parameters is not None:
-            statement = _with_values(statement, parameters)
             if isinstance(statement, ValuesBase):
                 # As SQLAlchemy does when it executes: what has the name of a column is written into it.
                 named = {name: value for name, value in parameters.items() if name in statement.table.columns}
                 statement = statement.values(named) if named else statement
+            statement = _with_values(statement, parameters)
         compiled: SQLCompiler = statement.compile(
             dialect=self._dialect,
             schema_translate_map=self._schema_map,
