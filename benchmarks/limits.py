@@ -42,8 +42,8 @@ class Sizes:
     """How many of each; a peer waits for its own backoffs, so it is given fewer."""
 
     creates: int = 1000
-    peers: int = 300
-    slow_peers: int = 60  #: Celery's own limit lets about one call leave in a second.
+    peers: int = 200
+    slow_peers: int = 40  #: Celery's own limit lets about one call leave in a second.
     waiting: int = 100_000  #: Bulk jobs behind which an urgent one is enqueued.
     urgent: int = 100
     urgent_slow: int = 10

@@ -1,0 +1,61 @@
+"""The program that measures limits, on short runs: every line is there, and its figures can be believed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks import limits, peers
+from benchmarks.limits import BUCKET_SECONDS, Sizes, by_hand, ours
+from benchmarks.line import HEAD, table
+
+#: Fewer would come out of the sandbox's full bucket, which turns nobody away.
+CREATES = 100
+SHORT = Sizes(waiting=200, urgent=3, unlimited=100, backlogs=(50, 500), looks=3)
+
+
+def test_our_workers_use_more_of_the_allowance_than_one_by_hand(postgres_url: str) -> None:
+    mine = ours(postgres_url, CREATES, 2, BUCKET_SECONDS, least=0.97, most_turned_away=0.001)
+    theirs = by_hand("by hand", peers.by_hand.name, CREATES)
+
+    assert 0 < theirs.figure < mine.figure <= 105
+    assert {mine.count, theirs.count} == {CREATES}
+    assert mine.turned_away is not None
+    assert mine.turned_away <= 0.05
+    assert mine.reached is not None
+    assert theirs.reached is None
+
+
+@pytest.mark.parametrize(
+    ("row", "units"),
+    [
+        ("urgent", ["ms", "ms"]),
+        ("unlimited", ["/s", "/s", "x"]),
+        ("backlog", ["ms", "ms", "x"] * 2),
+    ],
+)
+def test_a_row_says_what_its_target_is_and_whether_it_was_reached(
+    postgres_url: str, row: str, units: list[str]
+) -> None:
+    lines = list(limits.ROWS[row](postgres_url, SHORT))
+
+    assert [line.unit for line in lines] == units
+    assert all(line.figure > 0 for line in lines)
+    assert any(line.target for line in lines)
+    assert all((line.reached is not None) == bool(line.target) for line in lines)
+    head, *printed = table(lines).splitlines()
+    assert re.split(r"\s{2,}", head) == list(HEAD)
+    assert [text.endswith((" yes", " no")) for text in printed] == [bool(line.target) for line in lines]
+
+
+def test_a_row_that_nobody_knows_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["limits", "steadily"])
+
+    with pytest.raises(SystemExit) as ended:
+        limits.main()
+
+    assert ended.value.code == 2
+    assert "unknown row steadily" in capsys.readouterr().err
