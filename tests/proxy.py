@@ -12,10 +12,12 @@ import struct
 import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Coroutine
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
 from customer_jobs.embedded import LOOPBACK, free_port
+
+T = TypeVar("T")
 
 CHUNK_BYTES = 65536
 CALL_SECONDS = 5.0
@@ -36,7 +38,7 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.Task[None], list[StreamWriter]] = {}
+        self._connections: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -76,9 +78,13 @@ class Proxy:
         """Pass on what `stall` held back, and everything after it."""
         self._call(self._go_on())
 
-    def reset(self) -> None:
-        """Break every open connection as a crashed peer would, with RST."""
-        self._call(self._reset())
+    def lose(self) -> None:
+        """Pass nothing on any more over the connections that are open, as after a lost route; new ones work."""
+        self._call(self._lose())
+
+    def reset(self) -> int:
+        """Break every open connection as a crashed peer would, with RST; how many there were."""
+        return self._call(self._reset())
 
     def cut_replies_after(self, size: int) -> None:
         """Pass on that many more bytes of replies, then close the connection in the middle; this once.
@@ -87,6 +93,16 @@ class Proxy:
         """
         self._call(self._cut_replies_after(size))
 
+    @property
+    def has_cut(self) -> bool:
+        """Whether what `cut_replies_after` asked for has happened."""
+        return self._reply_bytes_left is None
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
     def stop(self) -> None:
         """Close everything; the port is free afterwards."""
         self._call(self._end())
@@ -94,8 +110,8 @@ class Proxy:
         self._thread.join(CALL_SECONDS)
         self._loop.close()
 
-    def _call(self, change: Coroutine[None, None, None]) -> None:
-        asyncio.run_coroutine_threadsafe(change, self._loop).result(CALL_SECONDS)
+    def _call(self, change: Coroutine[None, None, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(change, self._loop).result(CALL_SECONDS)
 
     async def _accept(self) -> None:
         if self._server is None:
@@ -112,11 +128,18 @@ class Proxy:
     async def _go_on(self) -> None:
         self._flowing.set()
 
-    async def _reset(self) -> None:
-        for writers in self._connections.values():
-            for writer in writers:
-                abort(writer)
+    async def _lose(self) -> None:
+        self._flowing.clear()  # and never set again: the connections made so far wait for this very one
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    async def _reset(self) -> int:
+        broken = list(self._connections)
+        for task in broken:
+            task.cancel()
+        await asyncio.gather(*broken, return_exceptions=True)
         await asyncio.sleep(0)  # the transports close their sockets in the loop's next round
+        return len(broken)
 
     async def _cut_replies_after(self, size: int) -> None:
         self._reply_bytes_left = size
@@ -124,38 +147,34 @@ class Proxy:
     async def _end(self) -> None:
         await self._refuse()
         await self._reset()
-        self._flowing.set()
-        self.delay_seconds = 0.0
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _connect(self, client: StreamReader, to_client: StreamWriter) -> None:
         task = asyncio.current_task()
         assert task
-        writers = self._connections[task] = [to_client]
+        self._connections.add(task)
+        writers, flowing = [to_client], self._flowing
         try:
             server, to_server = await asyncio.open_connection(*self._target)
             writers.append(to_server)
-            await asyncio.gather(self._requests(client, to_server), self._replies(server, to_client))
+            await asyncio.gather(self._requests(client, to_server, flowing), self._replies(server, to_client, flowing))
         except (OSError, asyncio.CancelledError):
             for writer in writers:
                 abort(writer)
         finally:
             for writer in writers:
                 writer.close()
-            del self._connections[task]
+            self._connections.discard(task)
 
-    async def _requests(self, client: StreamReader, to_server: StreamWriter) -> None:
+    async def _requests(self, client: StreamReader, to_server: StreamWriter, flowing: asyncio.Event) -> None:
         while piece := await client.read(CHUNK_BYTES):
-            await self._flowing.wait()
+            await flowing.wait()
             await write(to_server, piece)
         close_half(to_server)
 
-    async def _replies(self, server: StreamReader, to_client: StreamWriter) -> None:
+    async def _replies(self, server: StreamReader, to_client: StreamWriter, flowing: asyncio.Event) -> None:
         while piece := await server.read(CHUNK_BYTES):
             await asyncio.sleep(self.delay_seconds)
-            await self._flowing.wait()
+            await flowing.wait()
             if self._reply_bytes_left is not None:
                 if self._reply_bytes_left < len(piece):
                     await write(to_client, piece[: self._reply_bytes_left])

@@ -114,12 +114,25 @@ def test_open_connections_are_reset_and_new_ones_taken(proxy: Proxy) -> None:
     with connect(proxy) as connection:
         ask(connection)
 
-        proxy.reset()
+        assert proxy.reset() == 1
 
         with pytest.raises(ConnectionResetError):
             connection.recv(1024)
     with connect(proxy) as connection:
         assert ask(connection) == b"hello\n"
+
+
+def test_lost_connections_stay_silent_while_new_ones_work(proxy: Proxy, server: EchoServer) -> None:
+    with connect(proxy) as lost:
+        ask(lost)
+        proxy.lose()
+
+        lost.settimeout(SHORT_SECONDS)
+        with pytest.raises(TimeoutError):
+            ask(lost, b"lost\n")
+    with connect(proxy) as connection:
+        assert ask(connection) == b"hello\n"
+        assert b"lost\n" not in server.heard
 
 
 def test_new_connections_are_refused_until_accepted_and_open_ones_go_on(proxy: Proxy) -> None:
@@ -141,11 +154,13 @@ def test_a_reply_is_cut_once_although_the_server_did_as_it_was_asked(
     size: int, proxy: Proxy, server: EchoServer
 ) -> None:
     proxy.cut_replies_after(size)
+    assert not proxy.has_cut
     with connect(proxy) as connection:
         connection.sendall(b"hello\n")
         connection.settimeout(5)
 
         assert connection.makefile("rb").read() == b"hello\n"[:size]
+    assert proxy.has_cut
 
     assert server.heard == [b"hello\n"]
     with connect(proxy) as connection:
