@@ -77,6 +77,7 @@ def configuration() -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        "worker_consumer": "worker.broker:PromptConsumer",
         "broker_transport_options": {
             "global_keyprefix": PREFIX,
             "socket_timeout": 5,
