@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
 
+from customer_jobs.embedded import wait_until
 from customer_jobs.schema import lanes
-from tests.builders import add_fetch, add_job, add_worker, age, lead, rows
-from worker.dispatcher.dispatch import Dispatch
+from tests.builders import add_fetch, add_job, add_worker, age, lead, rows, settings_for
+from worker.dispatcher import Dispatcher
+from worker.dispatcher.dispatch import PUBLISH_PAUSE_SECONDS, Dispatch
 from worker.settings import Settings
 
 TOMORROW = datetime.now(UTC) + timedelta(days=1)
@@ -83,3 +86,25 @@ def test_only_a_dispatcher_without_room_waits_for_jobs_to_end(engine: Engine) ->
     add_job(engine)
     assert dispatch.run_once().full  # It gave the last thread away, …
     assert dispatch.run_once().full  # … and has none since.
+
+
+def test_a_broker_that_is_away_is_tried_once_a_second(engine: Engine) -> None:
+    for _ in range(4):
+        add_job(engine)
+    tried: list[float] = []
+
+    def publish(_kind: str, _job_id: str) -> None:
+        tried.append(time.monotonic())
+        raise ConnectionError
+
+    dispatcher = Dispatcher(
+        engine, settings_for(), publish, worker="w1", slots=16, abandon=lambda _transaction, _held: None
+    )
+    dispatcher.start()
+    try:
+        wait_until(lambda: len(tried) >= 3, 20, "it has been tried three times")
+    finally:
+        dispatcher.stop()
+
+    # Putting the jobs back is itself a change that rings the bell.
+    assert tried[2] - tried[0] >= 2 * PUBLISH_PAUSE_SECONDS

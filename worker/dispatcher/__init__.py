@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from customer_jobs.database import Transaction, writing
 from customer_jobs.lifecycle import Claim
 from worker.dispatcher import upkeep
-from worker.dispatcher.dispatch import Dispatch, Look, Publish
+from worker.dispatcher.dispatch import PUBLISH_PAUSE_SECONDS, Dispatch, Look, Publish
 from worker.dispatcher.door import Door
 from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, show_looks, take_lead
 from worker.dispatcher.prune import Prune
@@ -132,6 +132,10 @@ class Dispatcher:
         look = self._dispatch.run_once() if self._leads.is_set() else Look(0, leads=False)
         self._looked_at = time.monotonic() if look.leads else None
         self._wakeup.awaiting_room = look.full
+        if look.broker_away:
+            # Whatever rings meanwhile, it might be the jobs that were just put back.
+            self._stopped.wait(PUBLISH_PAUSE_SECONDS)
+            return
         pause = CLOCK_SECONDS if look.again_in_seconds is None else look.again_in_seconds
         self._wakeup.jobs.wait(min(pause, CLOCK_SECONDS))
 

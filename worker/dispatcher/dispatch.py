@@ -45,6 +45,7 @@ class Look:
     again_in_seconds: float | None = None  #: When a limit lets the next job leave; None: nothing waits for one.
     full: bool = False  #: A job that ends lets the next one leave.
     leads: bool = True
+    broker_away: bool = False  #: Publishing failed.
 
 
 class Dispatch:
@@ -72,7 +73,7 @@ class Dispatch:
             with writing(self._engine) as transaction:
                 lifecycle.take_back(transaction, unpublished, token=token)
             again_in_seconds = PUBLISH_PAUSE_SECONDS
-        return Look(len(taken) - len(unpublished), again_in_seconds, full)
+        return Look(len(taken) - len(unpublished), again_in_seconds, full, broker_away=bool(unpublished))
 
     def _take(
         self, transaction: Transaction, token: str, survey: Mapping[str, Any]
