@@ -19,12 +19,17 @@ def setting(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
     Looked up in this order: `CUSTOMER_JOBS_<NAME>`, `CUSTOMER_JOBS_<NAME>_FILE`, `<NAME>`, `<NAME>_FILE`. A `_FILE`
     names a file that holds the value, as container platforms mount secrets.
     """
-    for spelling in (PREFIX + name, name):
-        if value := environ.get(spelling, "").strip():
-            return value
-        if path := environ.get(f"{spelling}_FILE", "").strip():
-            return _contents(f"{spelling}_FILE", Path(path))
-    return None
+    spelling = spelling_of(name, environ)
+    if spelling is None:
+        return None
+    value = environ[spelling].strip()
+    return _contents(spelling, Path(value)) if spelling.endswith("_FILE") else value
+
+
+def spelling_of(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The variable that a setting is read from, or None where it is unset or empty."""
+    spellings = (PREFIX + name, f"{PREFIX}{name}_FILE", name, f"{name}_FILE")
+    return next((spelling for spelling in spellings if environ.get(spelling, "").strip()), None)
 
 
 def key_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

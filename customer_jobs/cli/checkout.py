@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from customer_jobs import embedded
 from customer_jobs.broker import PREFIX, QUEUE
+from customer_jobs.checks import Check
 from customer_jobs.cli.programs import Part
 from customer_jobs.database import open_engine, reading
 from customer_jobs.embedded import LOOPBACK
@@ -177,6 +178,14 @@ def ping(worker: str, *, seconds: float) -> bool:
         return bool(app.control.ping(destination=[worker], timeout=seconds))
     except OperationalError as error:
         raise ConnectionError(str(error)) from error
+
+
+def examine() -> list[Check]:
+    """Every check of `doctor`."""
+    root()
+    from worker.doctor import examine as look
+
+    return look()
 
 
 def answers(port: int, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""The commands for whoever operates it: stats, health, migrate."""
+"""The commands for whoever operates it: stats, health, doctor, migrate."""
 
 from __future__ import annotations
 
@@ -76,10 +76,24 @@ def health(
             found = looks.health(engine, client)
             client.close()
     _tell(found, "healthy", as_json=as_json)
-    if any(check.level == "out of reach" for check in found):
-        raise typer.Exit(Exit.OUT_OF_REACH)
-    if any(check.bad for check in found):
-        raise typer.Exit(Exit.JOB_FAILED)
+    _exit_unless_good(found, out_of_reach=Exit.OUT_OF_REACH)
+
+
+@commands.command(
+    epilog=examples("customer-jobs doctor", "customer-jobs doctor --json | jq '.checks[] | .remedy // empty'")
+)
+def doctor(as_json: AsJson = False) -> None:
+    """Look at everything before production: settings, database, Redis, Stripe keys, limits, versions.
+
+    Run it with the settings of a worker, where the worker runs. It exits with 1 if something fails; a warning is
+    something that works and should be otherwise. Stripe is asked two questions for each key, and nothing is written
+    there. No value of a setting is shown.
+    """
+    from customer_jobs.cli import checkout
+
+    found = checkout.examine()
+    _tell(found, "ready", as_json=as_json)
+    _exit_unless_good(found, out_of_reach=Exit.JOB_FAILED)
 
 
 @commands.command(
@@ -137,3 +151,12 @@ def _tell(found: list[Check], name: str, *, as_json: bool) -> None:
         show.document({name: is_good(found), "checks": [check.to_dict() for check in found]})
     else:
         show.checks(found)
+
+
+def _exit_unless_good(found: list[Check], *, out_of_reach: Exit) -> None:
+    from customer_jobs.checks import Level
+
+    if any(check.level is Level.OUT_OF_REACH for check in found):
+        raise typer.Exit(out_of_reach)
+    if any(check.bad for check in found):
+        raise typer.Exit(Exit.JOB_FAILED)

@@ -172,7 +172,7 @@ def checks(found: Sequence[Check]) -> None:
     table.add_column(overflow="fold")
     for check in found:
         table.add_row(state(check.level), text(check.name), text(check.detail))
-        if check.remedy:
+        if check.remedy is not None:
             table.add_row("", "", text(f"→ {check.remedy}"))
     put(table)
 

@@ -170,7 +170,7 @@ def test_the_script_for_whoever_may_is_printed_without_the_checkout(installed: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["dev", "demo"])
+@pytest.mark.parametrize("command", ["dev", "demo", "doctor"])
 def test_what_needs_the_checkout_says_so(installed: Path, tmp_path: Path, command: str) -> None:
     refused = run(installed / "customer-jobs", command, cwd=tmp_path)
 
