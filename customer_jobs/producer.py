@@ -144,7 +144,7 @@ class CustomerJobs:
 
         With `job_id` it happens once: the same id again is the same job. `options` are those of `create_customer`.
         """
-        if job_id is not None and (job_id := _as_uuid(job_id)) is None:
+        if job_id is not None and (job_id := as_uuid(job_id)) is None:
             raise InvalidJob("job_id", "must be a UUID")
         checked = payload.check_payload(kind, job_payload)
         row = _row(Kind(kind), checked, job_id=job_id, **options)
@@ -153,7 +153,7 @@ class CustomerJobs:
 
     def get(self, job_id: str | uuid.UUID, *, session: Session | Connection | None = None) -> Job | None:
         """The job with its attempts, or None."""
-        if (known := _as_uuid(job_id)) is None:
+        if (known := as_uuid(job_id)) is None:
             return None
         with self._transaction(session, only_reads=True) as transaction:
             found = transaction.rows(select(*jobs.c).where(jobs.c.id == known))
@@ -210,10 +210,11 @@ class CustomerJobs:
             successor = transaction.rows(select(*jobs.c).where(jobs.c.retry_of == old["id"]))
             if successor:
                 return job_from_row(successor[0])
-            if old["body_digest"] is not None:
+            if old["body_digest"] is not None or old["payload"] == {}:
                 raise NotRetryable(
-                    f"job {old['id']} was emptied after RETENTION_DAYS; look at Stripe for a customer whose metadata "
-                    "customer_jobs_id is its id, and link it: `customer-jobs fetch <customer id> --external-id <id>`"
+                    f"job {old['id']} was emptied, by `forget` or after RETENTION_DAYS; look at Stripe for a customer "
+                    "whose metadata customer_jobs_id is its id, and link it: "
+                    "`customer-jobs fetch <customer id> --external-id <id>`"
                 )
             with transaction.savepoint():
                 made = lifecycle.retry_by_hand(transaction, old)
@@ -327,7 +328,7 @@ class CustomerJobs:
         return job_from_row(changed[0]) if changed else None
 
     def _one(self, transaction: Transaction, job_id: str | uuid.UUID) -> Row:
-        known = _as_uuid(job_id)
+        known = as_uuid(job_id)
         found = transaction.rows(select(*jobs.c).where(jobs.c.id == known).with_for_update()) if known else []
         if not found:
             raise UnknownJob(job_id)
@@ -427,7 +428,8 @@ def _holds_external_id(row: Row) -> Any:
     )
 
 
-def _as_uuid(job_id: str | uuid.UUID) -> str | None:
+def as_uuid(job_id: str | uuid.UUID) -> str | None:
+    """The id in its canonical spelling, or None for what is none."""
     try:
         return str(job_id if isinstance(job_id, uuid.UUID) else uuid.UUID(job_id))
     except (ValueError, AttributeError, TypeError):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from customer_jobs.cli import components, events, jobs, limits, local, operate, webhooks
+from customer_jobs.cli import components, events, forgetting, jobs, limits, local, operate, webhooks
 from customer_jobs.cli.exits import PROGRAM, Commands
 
 HELP = """Stripe customers as durable jobs: create them, fetch them, see what became of it.
@@ -39,6 +39,7 @@ app.add_typer(components.commands)
 app.add_typer(events.commands, name="events")
 app.add_typer(operate.commands)
 app.add_typer(limits.commands)
+app.add_typer(forgetting.commands)
 app.add_typer(webhooks.commands)
 app.add_typer(local.commands)
 

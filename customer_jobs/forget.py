@@ -1,0 +1,185 @@
+"""Erases what the tables hold of a person; ids and digests stay, so that nothing is done a second time.
+
+Stripe, the stream and backups are not touched: what is there is erased there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Text, and_, cast, func, literal_column, null, or_, select, tuple_, update
+
+from customer_jobs.database import Transaction
+from customer_jobs.errors import CustomerJobsError, InvalidJob
+from customer_jobs.payload import payload_digest
+from customer_jobs.schema import HOLDS_EXTERNAL_ID, attempts, customers, events, job_account, jobs
+from customer_jobs.vocabulary import FINAL_STATES, Kind
+
+NAMED_AT_MOST = 5  #: Jobs that a refusal names.
+#: Older than any answer of Stripe's: an emptied copy is never young enough to answer a fetch.
+LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
+
+_ASCII = re.compile(r"[ !#-\[\]-~]+")  # Without what JSON escapes.
+
+Row = dict[str, Any]
+
+
+class NotForgettable(CustomerJobsError):
+    """Wait for the jobs that the message names, or cancel them; nothing was erased."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the tables hold of a person."""
+
+    jobs: list[Row]
+    copies: list[Row]  #: Rows of `customers`.
+
+    @property
+    def job_ids(self) -> list[str]:
+        return [row["id"] for row in self.jobs]
+
+    @property
+    def customer_ids(self) -> list[str]:
+        """Whom to delete at Stripe."""
+        ids = {row["customer_id"] for row in self.jobs} | {row["id"] for row in self.copies}
+        return sorted(ids - {None})
+
+
+def find(
+    transaction: Transaction,
+    *,
+    customer_id: str | None = None,
+    external_id: str | None = None,
+    email: str | None = None,
+    job_id: str | None = None,
+) -> Found:
+    """Every job and local copy about a person: those named, and whatever has their customer id or external_id.
+
+    An e-mail address is looked for in every row, which takes seconds in a large table. Raises InvalidJob unless one
+    thing is given.
+    """
+    given = [value for value in (customer_id, external_id, email, job_id) if value is not None]
+    if len(given) != 1:
+        raise InvalidJob("forget", "give one of customer id, external_id, e-mail address and job id")
+    about: list[Row] = []
+    copies: list[Row] = []
+    if job_id is not None:
+        about = transaction.rows(select(*jobs.c).where(jobs.c.id == job_id))
+    elif email is not None:
+        about, copies = _with_email(transaction, email)
+    elif customer_id is not None:
+        copies = transaction.rows(select(*customers.c).where(customers.c.id == customer_id))
+        about = transaction.rows(select(*jobs.c).where(_of_customers([customer_id])))
+    else:
+        copies = transaction.rows(select(*customers.c).where(customers.c.external_id == external_id))
+        about = transaction.rows(select(*jobs.c).where(jobs.c.external_id == external_id))
+    return _with_all_of_theirs(transaction, about, copies)
+
+
+def forget(transaction: Transaction, found: Found) -> None:
+    """Erase what was found. Raises NotForgettable while one of the jobs may still need it."""
+    if unfinished := [row for row in found.jobs if row["state"] not in FINAL_STATES]:
+        named = ", ".join(f"{row['id']} is {row['state']}" for row in unfinished[:NAMED_AT_MOST])
+        more = f" and {len(unfinished) - NAMED_AT_MOST} more" if len(unfinished) > NAMED_AT_MOST else ""
+        raise NotForgettable(
+            f"job {named}{more}; wait for the end or `customer-jobs cancel {unfinished[0]['id']}`, then forget"
+        )
+    for row in found.jobs:
+        transaction.change(update(jobs).where(jobs.c.id == row["id"]).values(**_emptied(row)))
+        transaction.change(update(attempts).where(attempts.c.job_id == row["id"]).values(error_message=null()))
+        _empty_event(transaction, row["id"])
+    for copy in found.copies:
+        key = and_(*(column == copy[column.name] for column in customers.primary_key.columns))
+        # The row itself stays: it is what keeps an external_id that a fetch linked from getting a second customer.
+        values = {"email": null(), "name": null(), "metadata": null(), "fetched_at": LONG_AGO}
+        stub = {"id": copy["id"], "object": "customer"}
+        transaction.change(update(customers).where(key).values(**values, data=stub))
+
+
+def _emptied(row: Row) -> dict[str, Any]:
+    error = row["error"] if isinstance(row["error"], dict) else None
+    values: dict[str, Any] = {
+        "params": null(),
+        "context": null(),
+        "result": null(),
+        # Messages and parameters may quote what was sent.
+        "error": {**error, "message": None, "param": None} if error is not None else null(),
+    }
+    if row["kind"] != Kind.CUSTOMER_FETCH:  # That of a fetch is an id and names of fields.
+        values["payload"] = {}
+        if row["holds_external_id"] and row["body_digest"] is None:
+            values["body_digest"] = payload_digest(row["payload"])
+    return values
+
+
+def _empty_event(transaction: Transaction, job_id: str) -> None:
+    """The context is the producer's own, and may hold anything; the rest are ids."""
+    for event in transaction.rows(select(events.c.seq, events.c.data).where(events.c.subject == job_id)):
+        if isinstance(event["data"], dict) and event["data"].get("context") is not None:
+            emptied = {**event["data"], "context": None}
+            transaction.change(update(events).where(events.c.seq == event["seq"]).values(data=emptied))
+
+
+def _with_email(transaction: Transaction, email: str) -> tuple[list[Row], list[Row]]:
+    wanted = email.strip().lower()
+    # Found by its text first, then by what it is: the text of another field may hold the address as well, and JSON
+    # may spell what is not ASCII in two ways.
+    sure = max(_ASCII.findall(wanted), key=len, default="")
+    text = [func.lower(cast(column, Text)) for column in (jobs.c.payload, jobs.c.result)]
+    may_hold = or_(*(each.contains(sure, autoescape=True) for each in text))
+    about = [row for row in transaction.rows(select(*jobs.c).where(may_hold)) if wanted in _emails(row)]
+    return about, transaction.rows(select(*customers.c).where(func.lower(customers.c.email) == wanted))
+
+
+def _emails(row: Row) -> set[str]:
+    result = row["result"] if isinstance(row["result"], Mapping) else {}
+    body = row["payload"].get("body") if isinstance(row["payload"], Mapping) else None
+    given = body.get("email") if isinstance(body, Mapping) else None
+    return {str(each).strip().lower() for each in (given, result.get("customer_email")) if each is not None}
+
+
+def _with_all_of_theirs(transaction: Transaction, about: Iterable[Row], copies: Iterable[Row]) -> Found:
+    """All that hangs together by customer ids, by external_ids within their account, and by retries."""
+    found = {row["id"]: row for row in about}
+    held = {_key(row): row for row in copies}
+    seen = -1
+    while seen != len(found) + len(held):
+        seen = len(found) + len(held)
+        customer_ids = {row["customer_id"] for row in found.values()} | {row["id"] for row in held.values()}
+        own_ids = {
+            (row["credential"], row["stripe_account"] or "", row["external_id"])
+            for row in (*found.values(), *held.values())
+            if row["external_id"] is not None
+        }
+        retried = {row["retry_of"] for row in found.values()} - {None}
+        conditions = [
+            _of_customers(sorted(customer_ids - {None})),
+            tuple_(jobs.c.credential, job_account, jobs.c.external_id).in_(sorted(own_ids)),
+            or_(jobs.c.retry_of.in_(sorted(found)), jobs.c.id.in_(sorted(retried))),
+        ]
+        for condition in conditions:
+            found |= {row["id"]: row for row in transaction.rows(select(*jobs.c).where(condition))}
+        of_id = customers.c.id.in_(sorted(customer_ids - {None}))
+        linked = tuple_(customers.c.credential, customers.c.stripe_account, customers.c.external_id)
+        theirs = or_(of_id, linked.in_(sorted(own_ids)))
+        held |= {_key(row): row for row in transaction.rows(select(*customers.c).where(theirs))}
+    return Found(_locked(transaction, found), list(held.values()))
+
+
+def _locked(transaction: Transaction, found: Mapping[str, Row]) -> list[Row]:
+    holds: Any = literal_column(f"({HOLDS_EXTERNAL_ID})").label("holds_external_id")
+    rows = select(*jobs.c, holds).where(jobs.c.id.in_(list(found))).order_by(jobs.c.created_at)
+    return transaction.rows(rows.with_for_update())
+
+
+def _of_customers(customer_ids: list[str]) -> ColumnElement[bool]:
+    return jobs.c.customer_id.in_(customer_ids)
+
+
+def _key(copy: Row) -> tuple[Any, ...]:
+    return tuple(copy[column.name] for column in customers.primary_key.columns)
