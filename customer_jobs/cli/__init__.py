@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from customer_jobs.cli import components, events, forgetting, jobs, limits, local, operate, webhooks
+from customer_jobs.cli import components, events, forgetting, importing, jobs, limits, local, operate, webhooks
 from customer_jobs.cli.exits import PROGRAM, Commands
 
 HELP = """Stripe customers as durable jobs: create them, fetch them, see what became of it.
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(jobs.commands)
 app.add_typer(components.commands)
+app.add_typer(importing.commands)
 app.add_typer(events.commands, name="events")
 app.add_typer(operate.commands)
 app.add_typer(limits.commands)
