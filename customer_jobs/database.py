@@ -24,6 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from customer_jobs.environment import setting
 from customer_jobs.errors import InvalidSetting, Unavailable
+from customer_jobs.patience import connect_patiently, for_a_ping
 from customer_jobs.schema import SCHEMA
 
 CONNECT_TIMEOUT_SECONDS = 3  #: An unreachable database is reported well within five seconds.
@@ -96,6 +97,8 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
             raise InvalidSetting(
                 "DATABASE_URL names postgresql, whose driver is missing: pip install 'customer-jobs[postgres]'"
             ) from error
+        if engine.dialect.driver == "psycopg":
+            connect_patiently(engine)
         event.listen(engine, "connect", _prepare_postgresql)
         _ping_unless_used_lately(engine)
     return in_our_schema(engine, schema)
@@ -212,7 +215,8 @@ def _ping_unless_used_lately(engine: Engine) -> None:
         if used_at is None or time.monotonic() - used_at < TRUSTED_SECONDS:
             return
         try:
-            engine.dialect.do_ping(connection)
+            with for_a_ping(connection):
+                engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
             # What broke this connection, as a restart does, broke the others.
             raise InvalidatePoolError from error

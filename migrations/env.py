@@ -11,6 +11,7 @@ from customer_jobs import schema as tables
 from customer_jobs.database import database_url, open_engine, schema_name
 from customer_jobs.errors import CustomerJobsError
 from customer_jobs.migrate import version_table
+from customer_jobs.patience import for_as_long_as_it_takes
 
 LOCK_KEY = int.from_bytes(b"custjobs", "big")  # Of the advisory lock; nobody else's, as far as eight letters go.
 TURN_SECONDS = 60  # For whoever migrates at the same time to finish.
@@ -44,7 +45,12 @@ def migrate(connection: Connection, schema: str) -> None:
         # Under any other level the one who waited would not see what the other has done.
         connection = connection.execution_options(isolation_level="READ COMMITTED")
     context.configure(connection=connection, **options(connection.dialect.name, schema))
-    with context.begin_transaction(), warnings.catch_warnings():
+    # An index on millions of rows takes minutes.
+    with (
+        for_as_long_as_it_takes(connection.connection.driver_connection),
+        context.begin_transaction(),
+        warnings.catch_warnings(),
+    ):
         # SQLite's indexes on expressions cannot be read back; tests/integration/test_migrations.py compares them.
         warnings.filterwarnings("ignore", "Skipped unsupported reflection of expression-based index", SAWarning)
         warnings.filterwarnings("ignore", "autogenerate skipping", UserWarning)

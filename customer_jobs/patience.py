@@ -1,0 +1,103 @@
+"""Connections to PostgreSQL that do not wait for ever: a server that falls silent is out of reach."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, cast
+
+from sqlalchemy import Engine, event
+
+PING_SECONDS = 1.5  #: A server that is there answers a ping at once.
+#: After so much silence in the middle of a statement, another connection finds out whether the server is still there:
+#: one that waits for a lock, or has much to do, is waited for.
+SILENCE_SECONDS = 2.0
+PROBE_SECONDS = 2  #: For that connection; libpq takes no less.
+#: A network path that died between two servers that live; no statement of ours takes so long, but for a migration's.
+LONGEST_SECONDS = 60.0
+
+_NOTHING_YET = 0  #: What psycopg tells whoever waits while nothing has arrived.
+
+
+def connect_patiently(engine: Engine) -> None:
+    """Let the engine's new connections be of this kind."""
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_: Any, __: Any, arguments: Any, options: Any) -> Any:
+        probing = {**options, "connect_timeout": PROBE_SECONDS}
+        kind = _connection_class()
+        connection = kind.connect(*arguments, **options)
+        connection.is_there = lambda: _answers(lambda: kind.connect(*arguments, **probing))
+        return connection
+
+
+@contextmanager
+def for_a_ping(connection: Any) -> Iterator[None]:
+    """Within the block the server is given the time that a ping takes."""
+    with _with(connection, is_ping=True):
+        yield
+
+
+@contextmanager
+def for_as_long_as_it_takes(connection: Any) -> Iterator[None]:
+    """Within the block a statement may take any time, while the server is there."""
+    with _with(connection, longest_seconds=float("inf")):
+        yield
+
+
+@contextmanager
+def _with(connection: Any, **members: object) -> Iterator[None]:
+    if not hasattr(connection, "is_ping"):  # An app's own, or another driver's.
+        yield
+        return
+    before = {name: getattr(connection, name) for name in members}
+    vars(connection).update(members)
+    try:
+        yield
+    finally:
+        vars(connection).update(before)
+
+
+@cache
+def _connection_class() -> Any:
+    import psycopg
+
+    class PatientConnection(psycopg.Connection[Any]):
+        """psycopg's connection, whose every wait comes to an end."""
+
+        is_ping = False
+        longest_seconds = LONGEST_SECONDS
+        is_there: Callable[[], bool] = staticmethod(lambda: True)  # Until it is connected psycopg's own limit holds.
+
+        def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+            return super().wait(cast("Any", self._limited(gen)), *arguments, **options)
+
+        def _limited(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+            """The same steps; while nothing arrives, psycopg comes by here every tenth of a second."""
+            began = looked_at = time.monotonic()
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    if ready == _NOTHING_YET:
+                        silent = time.monotonic() - looked_at
+                        if silent > (PING_SECONDS if self.is_ping else SILENCE_SECONDS):
+                            if self.is_ping or time.monotonic() - began > self.longest_seconds or not self.is_there():
+                                self.pgconn.finish()  # What it was asked may still be answered, to nobody.
+                                raise psycopg.OperationalError("the server does not answer")
+                            looked_at = time.monotonic()
+                    wanted = gen.send(ready)
+            except StopIteration as end:
+                return end.value
+
+    return PatientConnection
+
+
+def _answers(connect: Callable[[], Any]) -> bool:
+    try:
+        connect().close()
+    except Exception:  # noqa: BLE001 - whatever keeps a connection from coming about
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""A PostgreSQL that falls silent in the middle of things: whoever waits learns of it, and is not left waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from customer_jobs import patience
+from customer_jobs.database import open_engine
+from customer_jobs.patience import for_as_long_as_it_takes
+from tests.proxy import Proxy
+
+
+@pytest.fixture
+def proxy(empty_postgres_url: str) -> Iterator[Proxy]:
+    with Proxy.before(empty_postgres_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def engine(proxy: Proxy, empty_postgres_url: str) -> Iterator[Engine]:
+    engine = open_engine(proxy.through(empty_postgres_url))
+    yield engine
+    engine.dispose()
+
+
+def test_a_server_that_falls_silent_in_a_statement_is_given_up(engine: Engine, proxy: Proxy) -> None:
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        proxy.stall()
+
+        with pytest.raises(OperationalError, match="the server does not answer") as met:
+            connection.execute(text("SELECT 2"))
+    proxy.go_on()
+
+    assert met.value.connection_invalidated
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 3")) == 3
+
+
+def test_a_statement_that_waits_for_another_is_waited_for(engine: Engine, empty_postgres_url: str) -> None:
+    # Longer than the silence after which the server is looked at.
+    waits_seconds = patience.SILENCE_SECONDS + 1
+    holder = create_engine(empty_postgres_url)
+    with holder.connect() as holding, engine.connect() as waiting:
+        holding.execute(text("SELECT pg_advisory_xact_lock(1)"))
+        ending = threading.Timer(waits_seconds, holding.rollback)
+        ending.start()
+        began = time.monotonic()
+
+        waiting.execute(text("SELECT pg_advisory_xact_lock(1)"))
+
+        assert time.monotonic() - began > patience.SILENCE_SECONDS
+        ending.join()
+    holder.dispose()
+
+
+def test_a_statement_that_never_ends_is_given_up_though_the_server_is_there(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "SILENCE_SECONDS", 0.1)
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.longest_seconds = 0.2
+
+        with pytest.raises(OperationalError, match="the server does not answer"):
+            connection.execute(text("SELECT pg_sleep(60)"))
+
+
+def test_what_may_take_any_time_does(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "SILENCE_SECONDS", 0.1)
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.longest_seconds = 0.2
+
+        with for_as_long_as_it_takes(driver):
+            connection.execute(text("SELECT pg_sleep(0.5)"))
+
+        assert driver.longest_seconds == 0.2
