@@ -89,6 +89,8 @@ def job_from_row(row: Mapping[str, Any], attempts: tuple[Attempt, ...] = ()) -> 
     """The Job of a `jobs` row; what cannot be read in it reads as null."""
     names = (name for name in Job.__dataclass_fields__ if name not in {"state", "attempts"})
     values: dict[str, Any] = {name: None if isinstance(row[name], Unreadable) else row[name] for name in names}
+    for name in ("error", "result"):  # Ours, unless plain SQL wrote them.
+        values[name] = values[name] if isinstance(values[name], dict) else None
     return Job(state=State(row["state"]), attempts=attempts, **values)
 
 

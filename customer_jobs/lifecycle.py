@@ -182,7 +182,10 @@ def _claiming(*, sends: bool, may_create: bool, uses_attempt: bool) -> Executabl
         "state": State.RUNNING,
         "lease_token": _given("token", jobs.c.lease_token),
         "lease_expires_at": now(LEASE_SECONDS),
-        "attempt": jobs.c.attempt + int(uses_attempt),
+        # Never beyond what it may use up, which plain SQL may have written to be all that the column can hold.
+        "attempt": case(
+            (jobs.c.attempt < jobs.c.max_attempts, jobs.c.attempt + int(uses_attempt)), else_=jobs.c.attempt
+        ),
         "started_at": func.coalesce(jobs.c.started_at, now()),
     }
     if sends:
@@ -268,7 +271,8 @@ def expired(transaction: Transaction, limit: int) -> list[Claim]:
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)
     )
-    return [Claim(row, row["lease_token"], row["number"], row["began_at"]) for row in rows]
+    # Plain SQL may write a running job that never had an attempt.
+    return [Claim(row, row["lease_token"], row["number"] or 0, row["began_at"]) for row in rows]
 
 
 def extend(transaction: Transaction, held: Sequence[Claim], *, longest_seconds: float) -> int:
@@ -301,7 +305,8 @@ def past(transaction: Transaction, held: Claim, entry: Entry) -> Past:
         .where(attempts.c.job_id == held.job["id"], attempts.c.number <= held.number)
         .order_by(attempts.c.number)
     )
-    rows[-1] |= {"verdict": entry.verdict, "ambiguous": entry.ambiguous}
+    if rows:
+        rows[-1] |= {"verdict": entry.verdict, "ambiguous": entry.ambiguous}
     present = transaction.value(select(now()))
     limited = list(takewhile(lambda row: row["verdict"] == Verdict.RATE_LIMITED, reversed(rows)))
     first_sent_at = held.job["first_sent_at"]

@@ -65,7 +65,9 @@ def search_for(transaction: Transaction, held: Claim, params: Mapping[str, Any])
         row = transaction.row(select(jobs.c.retry_of).where(jobs.c.id == forerunner))
         forerunner = row["retry_of"] if row is not None else None
     sent = select(attempts.c.started_at).where(attempts.c.job_id.in_(ids), attempts.c.ambiguous)
-    times = [row["started_at"] for row in transaction.rows(sent)] or [held.job["first_sent_at"]]
+    times = [row["started_at"] for row in transaction.rows(sent)]
+    if not times and held.job["first_sent_at"] is not None:
+        times = [held.job["first_sent_at"]]
     email = params.get("email")
     return Search(
         job_ids=frozenset(ids),

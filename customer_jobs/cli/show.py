@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from customer_jobs.job import Attempt, Job
     from customer_jobs.stats import Stats
 
+LONGEST_VALUE = 2_000  #: Characters; a context or a message.
 PIPE_WIDTH = 120  #: Columns where the output is no terminal: enough for every column of a table.
 WIDE = 108  #: Columns from which a list shows everything.
 MIDDLE = 100  #: … and from which it shows everything but the attempts.
@@ -68,8 +69,13 @@ def put(*parts: Any) -> None:
 
 
 def plain(value: object) -> str:
-    """A value as it may be printed: what would move the cursor or turn the text around is shown instead of obeyed."""
+    """A value as it may be printed: what would move the cursor or turn the text around is shown instead of obeyed.
+
+    Nobody reads megabytes at a terminal; --json has them.
+    """
     text = "" if value is None else str(value)
+    if len(text) > LONGEST_VALUE:
+        text = f"{text[:LONGEST_VALUE]}… ({len(text):,} characters)"
     return without_secrets("".join(each if each.isprintable() else "�" for each in text))
 
 
@@ -285,7 +291,8 @@ def _error(job: Job) -> list[tuple[str, str]]:
 def _facts(job: Job, now: datetime, *, personal: bool) -> list[tuple[str, str]]:
     from customer_jobs.vocabulary import Priority
 
-    customer = (job.result or {}).get("response") or {}
+    response = (job.result or {}).get("response")
+    customer = response if isinstance(response, dict) else {}
     lines = [
         ("outcome", job.outcome),
         ("customer", job.customer_id),

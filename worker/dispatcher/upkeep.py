@@ -13,6 +13,7 @@ from customer_jobs.lifecycle import Claim
 from customer_jobs.schema import workers
 from customer_jobs.sql import now
 from worker.dispatcher.leader import still_leads
+from worker.logs import frames
 
 RESCUE_AT_ONCE = 100  #: Attempts ended in one transaction; the next follows at once.
 FORGET_WORKER_SECONDS = 3600  #: A worker that was not seen for longer is gone, not late.
@@ -60,8 +61,8 @@ def _is_abandoned(transaction: Transaction, held: Claim, abandon: Callable[[Tran
     try:
         with transaction.savepoint():
             abandon(transaction, held)
-    except Exception:
-        # One job that cannot be ended must not keep all the others from it.
-        log.exception("attempt not ended", job_id=held.job["id"], attempt=held.number)
+    except Exception as error:  # noqa: BLE001 - one job that cannot be ended must not keep all the others from it
+        seen = {"error": type(error).__name__, "frames": frames(error)}
+        log.error("attempt not ended", job_id=held.job["id"], attempt=held.number, **seen)  # noqa: TRY400 - its message may quote a row
         return False
     return True
