@@ -28,6 +28,11 @@ class Lane(NamedTuple):
         return Endpoint(self.credential, self.stripe_account, RECONCILE if self.reconciling else self.kind)
 
     @property
+    def own(self) -> Endpoint:
+        """The same endpoint of the key's own account: a pause of it is one for connected accounts, too."""
+        return self.endpoint._replace(stripe_account="")
+
+    @property
     def account(self) -> Endpoint:
         """The row of the whole credential."""
         return Endpoint(self.credential, "", WHOLE_ACCOUNT)

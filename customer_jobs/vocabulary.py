@@ -61,6 +61,8 @@ class Priority(IntEnum):
     BULK = 4  #: Backfills and imports.
 
 
+WORKER_SILENT_SECONDS = 10  #: A worker that was not seen for longer is not there.
+KEY_REFUSED = "Stripe refused the key"  #: So begins the reason of a pause that a new key lifts.
 LOOK_COUNTS_SECONDS = 15  #: A leader that has not looked for due jobs for longer does not dispatch.
 
 

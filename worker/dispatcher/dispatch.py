@@ -15,11 +15,11 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
 from customer_jobs.lanes import Lane, in_flight, lanes_with_work
-from customer_jobs.limits import WORKER_SILENT_SECONDS
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import credentials, is_in_flight, jobs, workers
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import Kind
+from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Kind
+from worker.dispatcher.ceilings import Ceilings, add, by_endpoint
 from worker.dispatcher.lanes import Allowance, limited_lately, next_jobs
 from worker.dispatcher.leader import leads
 from worker.settings import Settings
@@ -28,8 +28,6 @@ DISPATCH_LEASE_SECONDS = 5  #: A message that nobody took by then is taken for l
 SPARE_JOBS = 4  #: Beyond the free threads, so that a thread that comes free need not wait for the next look.
 PUBLISH_PAUSE_SECONDS = 1.0  #: After a failed publish, before the next try.
 ADAPT_EVERY_SECONDS = 1.0  #: How often Stripe's answers are looked at for limits.
-CEILING_RECOVERY = 1.0  #: Jobs in flight that a lane regains in a second after Stripe said there were too many.
-MOST_CEILING = 1000  #: A ceiling that has recovered this far is none.
 UNKNOWN_AT_ONCE = 100  #: Jobs of an unknown kind that are ended in one look.
 
 log = structlog.get_logger(__name__)
@@ -48,6 +46,10 @@ class Look:
     broker_away: bool = False  #: Publishing failed.
 
 
+class _LeadLost(Exception):
+    """The lead went to another while this look was under way: nothing of it is written."""
+
+
 class Dispatch:
     """Takes jobs out of the table and hands them to Celery."""
 
@@ -58,17 +60,20 @@ class Dispatch:
         self._holder = holder
         self._looks = 0
         self._adapted_at: datetime | None = None
-        #: How many jobs of a lane may be in flight, after Stripe said that too many were.
-        self._ceilings: dict[Lane, float] = {}
+        self._ceilings = Ceilings(settings.max_in_flight)
 
     def run_once(self) -> Look:
         """Dispatch what is due and allowed now."""
         token = str(uuid.uuid4())
-        with writing(self._engine) as transaction:
-            survey = _survey(transaction, self._holder)
-            if not survey["leads"]:
-                return Look(0, leads=False)
-            taken, again_in_seconds, full = self._take(transaction, token, survey)
+        try:
+            with writing(self._engine) as transaction:
+                survey = _survey(transaction, self._holder)
+                if not survey["leads"]:
+                    return Look(0, leads=False)
+                taken, again_in_seconds, full = self._take(transaction, token, survey)
+        except _LeadLost:
+            log.warning("look undone: the lead was lost meanwhile", holder=self._holder)
+            return Look(0, leads=False)
         if unpublished := self._publish_all(taken):
             with writing(self._engine) as transaction:
                 lifecycle.take_back(transaction, unpublished, token=token)
@@ -88,10 +93,10 @@ class Dispatch:
         known = _in_turn([lane for lane in waiting if _is_known(transaction, lane)], self._looks)
         self._looks += 1
         allowance = Allowance(self._settings, survey["present"])
-        allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.account)])
+        allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.own, lane.account)])
         self._adapt(transaction, allowance, survey["present"])
-        flying = in_flight(transaction) if self._ceilings else {}
-        wanted = {lane: min(allowance.calls(lane), room, self._ceiling_room(lane, flying)) for lane in known}
+        flying = by_endpoint(in_flight(transaction)) if self._ceilings.any() else {}
+        wanted = {lane: min(allowance.calls(lane), room, self._ceilings.room(lane, flying)) for lane in known}
         found = next_jobs(transaction, wanted)
         order = [
             (job.priority, rank, place, job.job_id, lane)
@@ -100,16 +105,18 @@ class Dispatch:
         ]
         chosen: dict[str, Lane] = {}
         for *_, job_id, lane in sorted(order):
-            # Lanes of one credential share its account's bucket.
-            if len(chosen) < room and allowance.calls(lane) > 0:
+            # Lanes of one credential share its account's bucket and ceiling.
+            if len(chosen) < room and allowance.calls(lane) > 0 and self._ceilings.room(lane, flying) > 0:
                 chosen[job_id] = lane
                 allowance.spend(lane)
+                add(flying, lane)
         marked = (
             lifecycle.mark_dispatched(transaction, list(chosen), token=token, lease_seconds=DISPATCH_LEASE_SECONDS)
             if chosen
             else []
         )
-        allowance.keep(transaction)
+        if not allowance.keep(transaction, self._holder):
+            raise _LeadLost
         taken = {job["id"]: job for job in marked}
         left = {lane for *_, job_id, lane in order if job_id not in chosen}
         # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
@@ -118,7 +125,7 @@ class Dispatch:
         pauses = [allowance.seconds_until_next(lane) for lane in limited]
         # None where a call might leave at once: what it waits for is a thread, a lock or a person.
         again = min((seconds for seconds in pauses if seconds > 0), default=None)
-        full = len(chosen) == room or any(lane in self._ceilings for lane in known)
+        full = len(chosen) == room or any(self._ceilings.concern(lane) for lane in known)
         return [taken[job_id] for job_id in chosen if job_id in taken], again, full
 
     def _adapt(self, transaction: Transaction, allowance: Allowance, present: datetime) -> None:
@@ -127,20 +134,15 @@ class Dispatch:
         if 0 <= elapsed < ADAPT_EVERY_SECONDS:
             return
         self._adapted_at = present
-        self._ceilings = {lane: most + CEILING_RECOVERY for lane, most in self._ceilings.items() if most < MOST_CEILING}
+        self._ceilings.recover(elapsed)
         for limited in limited_lately(transaction, ADAPT_EVERY_SECONDS):
             if limited.concerns_concurrency:
-                self._ceilings[limited.lane] = max(in_flight(transaction).get(limited.lane, 0) // 2, 1)
+                self._ceilings.lower(limited.key, by_endpoint(in_flight(transaction)))
             else:
                 if limited.key not in allowance.buckets:
                     allowance.read(transaction, [limited.key])
                 allowance.slow(limited.key)
             log.warning("slowed", credential=limited.key.credential, endpoint=limited.key.kind, reason=limited.reason)
-
-    def _ceiling_room(self, lane: Lane, flying: Mapping[Lane, int]) -> int:
-        if lane not in self._ceilings:
-            return MOST_CEILING
-        return max(int(self._ceilings[lane]) - flying.get(lane, 0), 0)
 
     def _publish_all(self, taken: Sequence[Mapping[str, Any]]) -> list[str]:
         """Publish in order; the ids that could not be."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -27,10 +27,12 @@ from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane
 from customer_jobs.schema import attempts, is_waiting, jobs, lanes
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import Kind, Priority, Verdict
+from worker.dispatcher.leader import leads
 from worker.dispatcher.limits import Bucket, is_limiting
 from worker.settings import Settings
 
 AGEING_SECONDS = 15 * 60  #: A job due for longer counts one priority higher.
+CLOCK_STEP = timedelta(seconds=10)  #: A clock set back by more is believed, or nothing would leave until it is there.
 LANES_AT_ONCE = 25  #: In one statement, four parts each.
 #: Source: https://docs.stripe.com/rate-limits
 ACCOUNT_LIMIT_LIVE_PER_SECOND = 100.0
@@ -87,6 +89,8 @@ def _next_of(place: int, priority: Priority) -> Select[Any]:
         .where(is_waiting(), *of_lane, jobs.c.priority == priority.value, jobs.c.due_at <= now())
         .order_by(jobs.c.due_at)
         .limit(bindparam(f"most_{place}", type_=Integer))
+        # A job that somebody's open transaction holds is passed by, or its lane would wait behind it.
+        .with_for_update(skip_locked=True)
     )
     # SQLite allows no ORDER BY within a UNION, but in a subquery of one.
     return select(look.subquery())
@@ -101,26 +105,32 @@ class Allowance:
         self.buckets: dict[Endpoint, Bucket] = {}
         self.paused: set[Endpoint] = set()
         self._changed: set[Endpoint] = set()
+        self._refilled_at: dict[Endpoint, datetime] = {}
 
     def read(self, transaction: Transaction, wanted: Iterable[Endpoint]) -> None:
         """Read the buckets as they stand now, making the rows that are not there yet."""
         keys = list(dict.fromkeys(wanted))
+        self._read(transaction, keys)
+        if new := [key for key in keys if key not in self.buckets]:
+            first = {key: Bucket.new(self._limit(key)) for key in new}
+            begun = [{**key._asdict(), "tokens": each.tokens, "rate": each.rate} for key, each in first.items()]
+            transaction.change(transaction.insert(lanes).on_conflict_do_nothing(), begun)
+            # Another dispatcher may have been faster, and spent the token that it begins with.
+            self._read(transaction, new)
+
+    def _read(self, transaction: Transaction, keys: Sequence[Endpoint]) -> None:
         for row in transaction.rows(_buckets_query(), {"keys": [tuple(key) for key in keys]}):
             key = Endpoint(row["credential"], row["stripe_account"], row["kind"])
             limit = self._limit(key)
             elapsed = (self._present - row["refilled_at"]).total_seconds()
             self.buckets[key] = Bucket(row["tokens"], limit, min(row["rate"], limit)).refilled(elapsed)
+            self._refilled_at[key] = _later(self._present, row["refilled_at"])
             if row["paused_at"] is not None:
                 self.paused.add(key)
-        for key in keys:
-            if key not in self.buckets:
-                self.buckets[key] = Bucket.new(self._limit(key))
-                new = transaction.insert(lanes).values(**key._asdict(), tokens=1, rate=self.buckets[key].rate)
-                transaction.change(new.on_conflict_do_nothing())
 
     def calls(self, lane: Lane) -> int:
         """How many calls may leave a lane now."""
-        if {lane.endpoint, lane.account} & self.paused:
+        if {lane.endpoint, lane.own, lane.account} & self.paused:
             return 0
         return min(self.buckets[lane.endpoint].calls, self.buckets[lane.account].calls)
 
@@ -139,19 +149,19 @@ class Allowance:
         self.buckets[key] = self.buckets[key].slowed()
         self._changed.add(key)
 
-    def keep(self, transaction: Transaction) -> None:
+    def keep(self, transaction: Transaction, holder: str) -> bool:
         """Write down what time alone does not bring back, for the next look or the next leader.
 
-        A look that changed nothing writes nothing: on SQLite every write calls for another look.
+        False if `holder` no longer leads: whoever does owns the tokens by now, and nothing may leave. A look that
+        changed nothing writes nothing: on SQLite every write calls for another look.
         """
         written = [
             {"of_credential": key.credential, "of_account": key.stripe_account, "of_kind": key.kind}
-            | {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": self._present}
+            | {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": self._refilled_at[key]}
             for key in self._changed
             for bucket in [self.buckets[key]]
         ]
-        if written:
-            transaction.change(_keep_statement(), written)
+        return not written or transaction.change(_keep_statement(holder), written) == len(written)
 
     def _limit(self, key: Endpoint) -> float:
         match key.kind:
@@ -170,6 +180,11 @@ class Allowance:
         return ACCOUNT_LIMIT_LIVE_PER_SECOND if live else ACCOUNT_LIMIT_TEST_PER_SECOND
 
 
+def _later(present: datetime, refilled_at: datetime) -> datetime:
+    """Up to when a bucket is filled: no time is counted twice where the clock stepped back, or another was faster."""
+    return refilled_at if timedelta(0) < refilled_at - present < CLOCK_STEP else present
+
+
 @cache
 def _buckets_query() -> Select[Any]:
     key = tuple_(lanes.c.credential, lanes.c.stripe_account, lanes.c.kind)
@@ -177,13 +192,14 @@ def _buckets_query() -> Select[Any]:
 
 
 @cache
-def _keep_statement() -> Update:
+def _keep_statement(holder: str) -> Update:
     return (
         update(lanes)
         .where(
             lanes.c.credential == bindparam("of_credential"),
             lanes.c.stripe_account == bindparam("of_account"),
             lanes.c.kind == bindparam("of_kind"),
+            leads(holder),
         )
         .values({name: bindparam(name) for name in ("tokens", "rate", "refilled_at")})
     )
@@ -210,7 +226,7 @@ class Limited:
 def limited_lately(transaction: Transaction, seconds: float) -> Sequence[Limited]:
     """The limits that the answers of the last moments show."""
     limited = attempts.c.verdict == Verdict.RATE_LIMITED.value
-    reason = func.coalesce(func.max(attempts.c.rate_limited_reason), "")
+    reason = func.coalesce(func.max(attempts.c.rate_limited_reason), "").label("reason")
     query = (
         select(*LANE_COLUMNS, func.count().label("answers"), func.count().filter(limited).label("limited"), reason)
         .join(attempts, attempts.c.job_id == jobs.c.id)

@@ -10,7 +10,7 @@ from customer_jobs.database import reading, writing
 from customer_jobs.events import stream_entry
 from customer_jobs.schema import events
 from customer_jobs.sql import now
-from worker.dispatcher.leader import still_leads
+from worker.dispatcher.leader import leads, still_leads
 
 BATCH_SIZE = 200  #: Events in one transaction and one round trip.
 REDIS_TIMEOUT_SECONDS = 2  #: A Redis that hangs costs the relay this long, and nobody else anything.
@@ -53,6 +53,7 @@ class Relay:
             pipeline.xadd(self._stream, stream_entry(row))  # type: ignore[arg-type]
         pipeline.execute()
         with writing(self._engine) as transaction:
-            published = update(events).where(events.c.seq.in_([row["seq"] for row in rows]))
-            transaction.change(published.values(published_at=now()))
-        return len(rows)
+            # One that was stopped since leaves them to whoever leads now: twice on the stream is better than never.
+            these = (events.c.seq.in_([row["seq"] for row in rows]), events.c.published_at.is_(None))
+            published = update(events).where(*these, leads(self._holder))
+            return transaction.change(published.values(published_at=now()))
