@@ -38,7 +38,7 @@ from customer_jobs.events import completion_event
 from customer_jobs.problems import Problem
 from customer_jobs.schema import attempts, credentials, events, is_in_flight, is_waiting, jobs
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import WAITING_STATES, Kind, Outcome, State, Verdict
+from customer_jobs.vocabulary import KEY_REFUSED, WAITING_STATES, Kind, Outcome, State, Verdict
 
 Row = dict[str, Any]  #: A row by the names of its columns.
 
@@ -435,7 +435,8 @@ def retry_by_hand(transaction: Transaction, failed: Row, *, candidate_customer_i
     }
     if (failed["error"] or {}).get("http_status") in {401, 403}:
         # Whoever tries again says that the key, for which the others wait, may do it now.
-        of_job = update(credentials).where(credentials.c.name == failed["credential"])
+        refused = credentials.c.reason.startswith(KEY_REFUSED)
+        of_job = update(credentials).where(credentials.c.name == failed["credential"], refused)
         transaction.change(of_job.values(paused_at=null(), reason=null()))
     transaction.change(update(jobs).where(jobs.c.id == failed["id"]).values(external_id=None))
     statement = transaction.insert(jobs).values(**values).on_conflict_do_nothing()

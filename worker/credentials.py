@@ -15,6 +15,7 @@ from customer_jobs.lifecycle import Claim
 from customer_jobs.problems import Problem
 from customer_jobs.schema import credentials
 from customer_jobs.sql import now
+from customer_jobs.vocabulary import KEY_REFUSED
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +33,7 @@ class Key:
 def bind(transaction: Transaction, keys: Iterable[Key]) -> dict[str, str]:
     """The account of each credential, where it is known.
 
-    Writes down keys seen for the first time; a new key of the same account lifts the pause of the old one.
+    Writes down keys seen for the first time; a new key of the same account lifts the pause that the old one caused.
 
     Raises InvalidSetting for a key of another mode or account than its name stood for: its jobs would meet customers
     of another world.
@@ -63,7 +64,8 @@ def bind(transaction: Transaction, keys: Iterable[Key]) -> dict[str, str]:
         if account_id is not None:
             accounts[key.credential] = account_id
         changes = {"account_id": known["account_id"] or key.account_id, "key_fingerprint": key.fingerprint}
-        if known["key_fingerprint"] != key.fingerprint:
+        # A pause by hand has other reasons than the key.
+        if known["key_fingerprint"] != key.fingerprint and (known["reason"] or "").startswith(KEY_REFUSED):
             changes |= {"paused_at": null(), "reason": null()}
         transaction.change(update(credentials).where(credentials.c.name == key.credential).values(**changes))
     return accounts
@@ -72,7 +74,7 @@ def bind(transaction: Transaction, keys: Iterable[Key]) -> dict[str, str]:
 def pause(transaction: Transaction, held: Claim, problem: Problem) -> None:
     """Let the jobs of a credential wait whose key Stripe refused; a job sent with an older key pauses nothing."""
     name = held.job["credential"]
-    reason = f"Stripe refused the key: {problem.http_status} {problem.code or problem.type}"
+    reason = f"{KEY_REFUSED}: {problem.http_status} {problem.code or problem.type}"
     same_key = credentials.c.key_fingerprint == held.key_fingerprint
     statement = update(credentials).where(credentials.c.name == name, same_key, credentials.c.paused_at.is_(None))
     if transaction.change(statement.values(paused_at=now(), reason=reason)):
