@@ -16,11 +16,11 @@ from customer_jobs.checks import Check, at_once, fail, ok, out_of_reach, refused
 from customer_jobs.database import Transaction, reading
 from customer_jobs.errors import Unavailable
 from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, lanes_with_work
-from customer_jobs.limits import WORKER_SILENT_SECONDS, Limit, limits
+from customer_jobs.limits import Limit, limits
 from customer_jobs.schema import events, is_in_flight, is_waiting, jobs, leases, workers
 from customer_jobs.sql import now
 from customer_jobs.stream import Client, translating_outages
-from customer_jobs.vocabulary import LOOK_COUNTS_SECONDS, Lease, Priority, State
+from customer_jobs.vocabulary import LOOK_COUNTS_SECONDS, WORKER_SILENT_SECONDS, Lease, Priority, State
 
 DEADLINE_SECONDS = 4.0  #: Whatever hangs, the answer is there within five seconds.
 #: A due job waits so long for a thread or for its turn at Stripe's limit; longer must have a reason that can be seen.

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import func, null, select, update
 
 from customer_jobs.database import Transaction
-from customer_jobs.errors import CustomerJobsError
-from customer_jobs.lanes import LANE_COLUMNS, WHOLE_ACCOUNT, Endpoint, Lane, in_flight, lanes_with_work
-from customer_jobs.schema import attempts, credentials, is_waiting, jobs, lanes, workers
+from customer_jobs.errors import InvalidJob
+from customer_jobs.holds import holds
+from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, in_flight, lanes_with_work
+from customer_jobs.schema import attempts, credentials, is_waiting, jobs, lanes
 from customer_jobs.sql import now
 
 MOST_COUNTED = 10_000  #: Waiting jobs of a lane that are counted; an operator needs no more than "many".
 USED_OVER_SECONDS = 60  #: How far back the use of an allowance is counted.
-WORKER_SILENT_SECONDS = 10  #: A worker that was not seen for longer is not there.
 RATE_UNTIL_SET = 25.0  #: Written with a pause of an endpoint that no job has used yet; the settings win later.
 
 
@@ -39,20 +38,18 @@ class Limit:
 
 def limits(transaction: Transaction) -> list[Limit]:
     """Every limit that jobs have met or wait for."""
-    rows = {_endpoint_of(row): row for row in transaction.rows(select(*lanes.c))}
-    paused = {row["name"]: row for row in transaction.rows(_paused())}
+    what_holds = holds(transaction)
+    rows = what_holds.endpoints
     waiting = _by_endpoint({lane: _waiting(transaction, lane) for lane in lanes_with_work(transaction)})
     flying = _by_endpoint(in_flight(transaction))
     answers = _answers(transaction)
-    alive = transaction.value(
-        select(func.count()).select_from(workers).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
-    )
     found = []
     for key in sorted({*rows, *waiting, *flying}):
-        row = rows.get(key, {})
         calls, turned_away = answers.get(key, (0, 0))
-        rate = row.get("rate")
-        of_credential = paused.get(key.credential)
+        rate = rows[key]["rate"] if key in rows else None
+        hold = what_holds.of(key)
+        pause = what_holds.pause_of(key)
+        due = waiting.get(key, 0)
         found.append(
             Limit(
                 credential=key.credential,
@@ -61,23 +58,25 @@ def limits(transaction: Transaction) -> list[Limit]:
                 rate_per_second=rate,
                 used=calls / (rate * USED_OVER_SECONDS) if rate else None,
                 rate_limited_last_minute=turned_away,
-                waiting=waiting.get(key, 0),
+                waiting=due,
                 in_flight=flying.get(key, 0),
-                paused_at=(of_credential or row).get("paused_at"),
-                held_by=_held_by(of_credential, row, rows, key, alive),
+                paused_at=None if pause is None else pause.since,
+                # A pause is worth knowing of before anything waits, the rest only then.
+                held_by=hold.reason if hold is not None and (due or pause is not None) else None,
             )
         )
     return found
 
 
 def pause(transaction: Transaction, credential: str, *, endpoint: str | None = None, reason: str) -> None:
-    """Let the jobs of a credential, or those of one of its endpoints, wait until `resume`."""
+    """Let the jobs of a credential, or those of one of its endpoints, wait until `resume`; connected accounts too.
+
+    Raises InvalidJob for a credential that no worker has had a key of.
+    """
+    _require_known(transaction, credential)
     if endpoint is None:
-        known = update(credentials).where(credentials.c.name == credential)
-        if not transaction.change(known.values(paused_at=now(), reason=reason)):
-            raise CustomerJobsError(
-                f"no worker has seen a key of credential {credential!r} yet; `customer-jobs limits` shows those it has"
-            )
+        of_credential = update(credentials).where(credentials.c.name == credential)
+        transaction.change(of_credential.values(paused_at=now(), reason=reason))
         return
     values = {"credential": credential, "stripe_account": "", "kind": endpoint, "rate": RATE_UNTIL_SET}
     new = transaction.insert(lanes).values(**values, paused_at=now(), reason=reason)
@@ -86,41 +85,29 @@ def pause(transaction: Transaction, credential: str, *, endpoint: str | None = N
 
 
 def resume(transaction: Transaction, credential: str, *, endpoint: str | None = None) -> bool:
-    """Let what was paused go on; whether anything was."""
-    table = credentials if endpoint is None else lanes
-    name = credentials.c.name if endpoint is None else lanes.c.credential
-    statement = update(table).where(name == credential, table.c.paused_at.is_not(None))
+    """Let what was paused go on: all of a credential, or one of its endpoints; whether anything was.
+
+    Raises InvalidJob for a credential that no worker has had a key of.
+    """
+    _require_known(transaction, credential)
+    of_lanes = update(lanes).where(lanes.c.credential == credential, lanes.c.paused_at.is_not(None))
     if endpoint is not None:
-        statement = statement.where(lanes.c.kind == endpoint)
-    return transaction.change(statement.values(paused_at=null(), reason=null())) > 0
+        of_lanes = of_lanes.where(lanes.c.kind == endpoint)
+    going_on = {"paused_at": null(), "reason": null()}
+    changed = transaction.change(of_lanes.values(going_on))
+    if endpoint is None:
+        of_credential = update(credentials).where(
+            credentials.c.name == credential, credentials.c.paused_at.is_not(None)
+        )
+        changed += transaction.change(of_credential.values(going_on))
+    return changed > 0
 
 
-def held_by(transaction: Transaction, credential: str) -> str | None:
-    """Why the waiting jobs of a credential are held, if they are."""
-    rows = transaction.rows(_paused().where(credentials.c.name == credential))
-    return _pause_of(rows[0]) if rows else None
-
-
-def _held_by(
-    of_credential: Mapping[str, Any] | None,
-    row: Mapping[str, Any],
-    rows: Mapping[Endpoint, Mapping[str, Any]],
-    key: Endpoint,
-    alive: int,
-) -> str | None:
-    whole = rows.get(Endpoint(key.credential, "", WHOLE_ACCOUNT), {})
-    for each in (of_credential, row, whole):
-        if each and each.get("paused_at") is not None:
-            return _pause_of(each)
-    return None if alive else "no worker is alive"
-
-
-def _pause_of(row: Mapping[str, Any]) -> str:
-    return f"paused: {row['reason']}" if row["reason"] else "paused"
-
-
-def _paused() -> Any:
-    return select(*credentials.c).where(credentials.c.paused_at.is_not(None))
+def _require_known(transaction: Transaction, credential: str) -> None:
+    known = [row["name"] for row in transaction.rows(select(credentials.c.name).order_by(credentials.c.name))]
+    if credential not in known:
+        names = f"known are {', '.join(known)}" if known else "none has been seen at all"
+        raise InvalidJob("CREDENTIAL", f"no worker has had a key of the name {credential!r}; {names}")
 
 
 def _waiting(transaction: Transaction, lane: Lane) -> int:
@@ -131,18 +118,19 @@ def _waiting(transaction: Transaction, lane: Lane) -> int:
 
 def _answers(transaction: Transaction) -> dict[Endpoint, tuple[int, int]]:
     """Calls of the last minute, and those of them that Stripe's limiter turned away."""
+    turned_away = func.count(attempts.c.rate_limited_reason)
     query = (
-        select(*LANE_COLUMNS, func.count(), func.count(attempts.c.rate_limited_reason))
+        select(*LANE_COLUMNS, func.count().label("calls"), turned_away.label("turned_away"))
         .join(attempts, attempts.c.job_id == jobs.c.id)
         .where(attempts.c.finished_at > now(-USED_OVER_SECONDS), attempts.c.http_status.is_not(None))
         .group_by(*LANE_COLUMNS)
     )
     found: dict[Endpoint, tuple[int, int]] = {}
-    for *lane, calls, turned_away in (tuple(row.values()) for row in transaction.rows(query)):
+    for *lane, calls, limited in (tuple(row.values()) for row in transaction.rows(query)):
         of_lane = Lane(*lane)
         for key in (of_lane.endpoint, of_lane.account):
             before = found.get(key, (0, 0))
-            found[key] = (before[0] + calls, before[1] + turned_away)
+            found[key] = (before[0] + calls, before[1] + limited)
     return found
 
 
@@ -151,7 +139,3 @@ def _by_endpoint(counts: Mapping[Lane, int]) -> dict[Endpoint, int]:
     for lane, count in counts.items():
         summed[lane.endpoint] = summed.get(lane.endpoint, 0) + count
     return summed
-
-
-def _endpoint_of(row: Mapping[str, Any]) -> Endpoint:
-    return Endpoint(row["credential"], row["stripe_account"], row["kind"])

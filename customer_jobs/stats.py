@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Engine, func, select
 
 from customer_jobs.database import reading
-from customer_jobs.limits import WORKER_SILENT_SECONDS
+from customer_jobs.limits import limits
 from customer_jobs.schema import events, is_waiting, jobs, leases, workers
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import Lease
+from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Lease
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,17 @@ class WorkerSeen:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Jobs that are due and wait for something else than their turn."""
+
+    credential: str
+    stripe_account: str | None
+    endpoint: str
+    jobs: int  #: `limits.MOST_COUNTED` stands for as many or more.
+    reason: str
+
+
+@dataclass(frozen=True)
 class Stats:
     """One look; every figure is of the same moment."""
 
@@ -33,6 +44,7 @@ class Stats:
     jobs: dict[str, dict[str, int]]  #: Kind, then state.
     due: int  #: Waiting jobs whose time has come.
     oldest_due_seconds: float | None  #: How long the first of them has been waiting.
+    held: tuple[Held, ...]  #: What of it waits for something else than its turn.
     outbox_lag: int  #: Events not published yet.
     outbox_lag_seconds: float | None  #: Age of the oldest of them.
     leader: str | None  #: The worker that dispatches and relays.
@@ -43,6 +55,7 @@ class Stats:
         return {
             **asdict(self),
             "at": self.at.isoformat().replace("+00:00", "Z"),
+            "held": [asdict(held) for held in self.held],
             "workers": [asdict(worker) for worker in self.workers],
         }
 
@@ -64,6 +77,11 @@ def stats(engine: Engine) -> Stats:
                 events.c.published_at.is_(None)
             )
         )
+        held = tuple(
+            Held(each.credential, each.stripe_account, each.endpoint, each.waiting, each.held_by)
+            for each in (limits(transaction) if due["jobs"] else ())
+            if each.waiting and each.held_by is not None
+        )
         lead = transaction.rows(select(leases.c.holder).where(leases.c.name == Lease.LEAD, leases.c.expires_at > now()))
         alive = transaction.rows(
             select(*workers.c).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS)).order_by(workers.c.name)
@@ -80,6 +98,7 @@ def stats(engine: Engine) -> Stats:
         jobs=by_kind,
         due=due["jobs"],
         oldest_due_seconds=ago(due["first"]),
+        held=held,
         outbox_lag=unpublished["events"],
         outbox_lag_seconds=ago(unpublished["first"]),
         # The holder is a worker, its process and a random part.

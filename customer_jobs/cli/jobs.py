@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +12,7 @@ import typer
 from customer_jobs.cli.exits import Exit, complain, examples, note
 
 if TYPE_CHECKING:
+    from customer_jobs.holds import Hold
     from customer_jobs.job import Job
     from customer_jobs.producer import CustomerJobs
 
@@ -149,6 +150,7 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
 
     with open_jobs() as customer_jobs:
         job = customer_jobs.get(job_id)
+        held = _held(customer_jobs, [job] if job is not None else [])
     if job is None and job_id.startswith(("cus_", "req_")):
         flag = "--customer" if job_id.startswith("cus_") else "--request"
         raise CustomerJobsError(f"{job_id!r} is not the id of a job; its jobs: customer-jobs list {flag} {job_id}")
@@ -157,7 +159,7 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
     if as_json:
         page.document(job.document())
     else:
-        page.job(job, datetime.now(UTC), personal=True)
+        page.job(job, datetime.now(UTC), personal=True, hold=held.get(job.id))
 
 
 @commands.command(
@@ -206,11 +208,14 @@ def list_jobs(
             limit=limit,
             before=last,
         )
+        held = _held(customer_jobs, [] if as_json else found)
     if as_json:
         for job in found:
             page.json_line(job.document())
     elif found:
-        page.jobs(found, datetime.now(UTC))
+        page.jobs(found, datetime.now(UTC), held)
+        for line in page.hold_lines(held.values(), datetime.now(UTC)):
+            note(line)
         if len(found) == limit:
             note(f"older ones: --before {found[-1].id}")
     else:
@@ -282,10 +287,11 @@ def _tell(customer_jobs: CustomerJobs, job: Job, wait_seconds: float | None, *, 
 
     if wait_seconds is not None:
         job = _await(customer_jobs, job, wait_seconds)
+    held = _held(customer_jobs, [job]) if wait_seconds is not None else {}
     if as_json:
         page.document(job.document())
     elif wait_seconds is not None:
-        page.job(job, datetime.now(UTC), personal=False)
+        page.job(job, datetime.now(UTC), personal=False, hold=held.get(job.id))
     else:
         print(f"job {job.id}  {job.kind}  {job.state}")
         note(f"see what becomes of it: customer-jobs show {job.id}")
@@ -293,9 +299,23 @@ def _tell(customer_jobs: CustomerJobs, job: Job, wait_seconds: float | None, *, 
         return
     if job.final:
         raise typer.Exit(Exit.JOB_FAILED)
-    hint = "; is a worker running?" if job.started_at is None else ""
+    hold = held.get(job.id)
+    hint = f", held by: {hold.reason}" if hold is not None else ""
     note(f"still {job.state} after {wait_seconds:g} s{hint}; look again: customer-jobs show {job.id}")
     raise typer.Exit(Exit.STILL_RUNNING)
+
+
+def _held(customer_jobs: CustomerJobs, found: Sequence[Job]) -> dict[str, Hold]:
+    """Why those of the jobs wait that could leave by now."""
+    from customer_jobs.database import reading
+    from customer_jobs.holds import held_jobs
+    from customer_jobs.vocabulary import WAITING_STATES
+
+    waiting = [job.id for job in found if job.state in WAITING_STATES]
+    if not waiting:
+        return {}
+    with reading(customer_jobs.engine) as transaction:
+        return held_jobs(transaction, waiting)
 
 
 def _await(customer_jobs: CustomerJobs, job: Job, wait_seconds: float) -> Job:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from customer_jobs.cli.exits import examples
+from customer_jobs.cli.exits import examples, note
 
 if TYPE_CHECKING:
     from customer_jobs.limits import Limit
@@ -36,10 +36,13 @@ def show_limits(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")] = False,
 ) -> None:
-    """Show Stripe's limits: the rate, how much of it is used, what waits and why.
+    """Show Stripe's limits: the rate, how much of it is used, what waits and why; pause and resume.
 
     A limit is an endpoint of an account, or * for everything the account does. Its rate is your share of Stripe's
     limit (RATE_LIMIT_CREATE, RATE_LIMIT_FETCH, RATE_LIMIT_ACCOUNT), or less for a while after Stripe turned calls away.
+
+    Columns: RATE calls per second that may leave now; USED its share in the last minute; 429 calls that Stripe turned
+    away in it; WAITING jobs that are due; HELD BY what those wait for.
     """
     if context.invoked_subcommand is not None:
         return
@@ -68,7 +71,11 @@ def pause(
     endpoint: Endpoint = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Shown wherever what waits is shown.")] = "by hand",
 ) -> None:
-    """Let the jobs of a credential wait until `limits resume`; those on their way to Stripe go on."""
+    """Let the jobs of a credential wait until `limits resume`.
+
+    New jobs are taken in as before and stay queued. None leaves for Stripe from within a second on; those on their way
+    there go on. A pause of an endpoint holds for connected accounts, too.
+    """
     from customer_jobs.cli.jobs import open_jobs
     from customer_jobs.database import writing
     from customer_jobs.limits import pause as let_wait
@@ -76,20 +83,33 @@ def pause(
     _check(endpoint)
     with open_jobs() as customer_jobs, writing(customer_jobs.engine) as transaction:
         let_wait(transaction, credential, endpoint=endpoint, reason=reason)
-    print(f"paused {_what(credential, endpoint)}; to go on: customer-jobs limits resume {credential}")
+    only = "" if endpoint is None else f" --endpoint {endpoint}"
+    print(f"paused {_what(credential, endpoint)}; to go on: customer-jobs limits resume {credential}{only}")
 
 
-@limits.command(epilog=examples("customer-jobs limits resume default"))
+@limits.command(
+    epilog=examples(
+        "customer-jobs limits resume default", "customer-jobs limits resume default --endpoint customer.create"
+    )
+)
 def resume(credential: Credential, endpoint: Endpoint = None) -> None:
-    """Let the jobs of a credential go on, whether paused by hand or because Stripe refused its key."""
+    """Let the jobs of a credential go on, whether paused by hand or because Stripe refused its key.
+
+    Without --endpoint every pause of the credential is lifted, those of its endpoints included. A pause for a refused
+    key is also lifted when a worker starts with a new one.
+    """
     from customer_jobs.cli.jobs import open_jobs
     from customer_jobs.database import writing
+    from customer_jobs.limits import limits as read
     from customer_jobs.limits import resume as let_go_on
 
     _check(endpoint)
     with open_jobs() as customer_jobs, writing(customer_jobs.engine) as transaction:
         changed = let_go_on(transaction, credential, endpoint=endpoint)
+        left = next((each.held_by for each in read(transaction) if _is_of(each, credential, endpoint)), None)
     print(f"resumed {_what(credential, endpoint)}" if changed else f"{_what(credential, endpoint)} was not paused")
+    if left is not None:
+        note(f"still held: {left}")
 
 
 def _check(endpoint: str | None) -> None:
@@ -97,6 +117,10 @@ def _check(endpoint: str | None) -> None:
 
     if endpoint is not None and endpoint not in ENDPOINTS:
         raise InvalidJob("--endpoint", f"must be one of {', '.join(ENDPOINTS)}, not {endpoint!r}")
+
+
+def _is_of(limit: Limit, credential: str, endpoint: str | None) -> bool:
+    return limit.credential == credential and limit.paused_at is not None and endpoint in {None, limit.endpoint}
 
 
 def _what(credential: str, endpoint: str | None) -> str:

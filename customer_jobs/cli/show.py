@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
     from customer_jobs.checks import Check
     from customer_jobs.dead_letters import DeadLetter
+    from customer_jobs.holds import Hold
     from customer_jobs.job import Attempt, Job
-    from customer_jobs.stats import Stats
+    from customer_jobs.stats import Held, Stats
 
 LONGEST_VALUE = 2_000  #: Characters; a context or a message.
 PIPE_WIDTH = 120  #: Columns where the output is no terminal: enough for every column of a table.
@@ -79,7 +81,7 @@ def plain(value: object) -> str:
     return without_secrets("".join(each if each.isprintable() else "�" for each in text))
 
 
-def jobs(found: Sequence[Job], now: datetime) -> None:
+def jobs(found: Sequence[Job], now: datetime, held: Mapping[str, Hold]) -> None:
     """Print a table of jobs, as wide as the terminal allows; no personal data in it."""
     width = console().width
     names = ["JOB", "KIND", "STATE", "CREATED"]
@@ -93,19 +95,29 @@ def jobs(found: Sequence[Job], now: datetime) -> None:
             "STATE": state(job.state),
             "CREATED": text(ago(job.created_at, now)),
             "TRIES": text(job.attempt),
-            "CUSTOMER OR REASON": text(_reason(job, now)),
+            "CUSTOMER OR REASON": text(_reason(job, now, held.get(job.id))),
         }
         table.add_row(*(cells[name] for name in names))
     put(table)
 
 
-def job(one: Job, now: datetime, *, personal: bool) -> None:
+def hold_lines(held: Iterable[Hold], now: datetime) -> list[str]:
+    """What jobs wait for, each reason in one line with the number of jobs and what to do about it."""
+    counts = Counter(held)
+    return [
+        plain(f"{'1 waits' if count == 1 else f'{count} wait'}, {_hold(hold, now)}") for hold, count in counts.items()
+    ]
+
+
+def job(one: Job, now: datetime, *, personal: bool, hold: Hold | None = None) -> None:
     """Print a job with its attempts; `personal` includes what Stripe knows of the customer."""
     head = text(f"job {one.id}  {one.kind}  ")
     head.append_text(state(one.state))
     parts = [head]
     if one.error:
         parts.append(facts(_error(one), "bold"))
+    if hold is not None:
+        parts.append(facts([("held by", _hold(hold, now))], "yellow"))
     parts.append(facts(_facts(one, now, personal=personal)))
     if one.attempts:
         parts += ["", attempts(one.attempts)]
@@ -160,6 +172,7 @@ def stats(found: Stats) -> None:
     lag = "" if found.outbox_lag_seconds is None else f", the first for {span(found.outbox_lag_seconds)}"
     lines = [
         ("due", f"{found.due:,} waiting{oldest}"),
+        *[("held", f"{each.jobs:,} {_lane(each)}: {each.reason}") for each in found.held],
         ("events", f"{found.outbox_lag:,} not published yet{lag}"),
         ("leader", found.leader or "none: nothing is dispatched and no event is published"),
     ]
@@ -262,13 +275,25 @@ def when(moment: datetime, now: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {ago(moment, now)}"
 
 
-def _reason(job: Job, now: datetime) -> str:
+def _hold(hold: Hold, now: datetime) -> str:
+    since = f", {ago(hold.since, now)}" if hold.since is not None else ""
+    return f"{hold.reason}{since}" + (f"; {hold.remedy}" if hold.remedy is not None else "")
+
+
+def _lane(held: Held) -> str:
+    account = f" for {held.stripe_account}" if held.stripe_account is not None else ""
+    return f"{held.endpoint} of {held.credential}{account}"
+
+
+def _reason(job: Job, now: datetime, hold: Hold | None) -> str:
     if job.state == "succeeded":
         return job.customer_id or ""
     if job.state == "failed":
         return str((job.error or {}).get("code") or (job.error or {}).get("type") or "")
     if _waits(job, now):
         return f"due {ago(job.due_at, now)}"
+    if hold is not None:
+        return hold.reason
     return job.customer_id or ""
 
 

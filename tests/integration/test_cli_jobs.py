@@ -299,7 +299,7 @@ def test_a_wait_that_ends_before_the_job_exits_3(line: CommandLine) -> None:
 
     assert result.exit_code == 3
     assert json.loads(result.stdout)["state"] == "queued"
-    assert "is a worker running?" in result.stderr
+    assert "held by: no worker is alive" in result.stderr
 
 
 @pytest.mark.parametrize(

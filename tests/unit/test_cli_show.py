@@ -64,7 +64,7 @@ def test_a_list_fits_the_terminal_and_shows_whole_ids(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
 
-    show.jobs([FAILED, SUCCEEDED, job(state=State.RETRYING, due_at=NOW + timedelta(seconds=40))], NOW)
+    show.jobs([FAILED, SUCCEEDED, job(state=State.RETRYING, due_at=NOW + timedelta(seconds=40))], NOW, {})
 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -118,7 +118,7 @@ def test_personal_data_is_shown_only_when_asked_for(capsys: pytest.CaptureFixtur
     result = {"response": {"email": "jenny.rosen@example.com", "name": "Jenny Rosen"}}
     one = job(state=State.SUCCEEDED, customer_id="cus_1", result=result)
 
-    show.jobs([one], NOW)
+    show.jobs([one], NOW, {})
     show.job(one, NOW, personal=False)
     kept_quiet = capsys.readouterr().out
     show.job(one, NOW, personal=True)
@@ -137,7 +137,7 @@ def test_what_came_from_outside_neither_moves_the_cursor_nor_counts_as_markup(
     one = job(state=State.FAILED, external_id=nasty, error=ERROR | {"message": nasty, "code": nasty})
 
     show.job(one, NOW, personal=True)
-    show.jobs([one], NOW)
+    show.jobs([one], NOW, {})
     print(show.event_line({"type": nasty, "data": {"error": {"code": nasty}}}, NOW))
 
     told = capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_what_came_from_outside_neither_moves_the_cursor_nor_counts_as_markup(
 def test_a_row_that_plain_sql_wrote_is_shown_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     show.job(job(state=State.FAILED, error={}, result={"response": None}, context=[1]), NOW, personal=True)
     show.job(job(state=State.FAILED, error={"type": None}), NOW, personal=True)
-    show.jobs([job(state=State.FAILED, error=None)], NOW)
+    show.jobs([job(state=State.FAILED, error=None)], NOW, {})
 
     assert "[1]" in capsys.readouterr().out
 
