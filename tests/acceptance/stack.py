@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,23 +140,40 @@ class Stack:
             "STRIPE_API_BASE": self._stripe_url,
         }
 
-    def start_worker(self, name: str = "one", *, app: str = APP, **settings: str) -> Program:
+    def start_worker(
+        self, name: str = "one", *, app: str = APP, options: Sequence[str] = (), **settings: str
+    ) -> Program:
         """A worker that consumes messages, under a name of its own."""
-        worker = self.launch_worker(name, app=app, **settings)
+        worker = self.launch_worker(name, app=app, options=options, **settings)
         wait_for_line(worker, f"{name}@test ready")
         return worker
 
-    def launch_worker(self, name: str = "one", *, app: str = APP, **settings: str) -> Program:
+    def launch_worker(
+        self, name: str = "one", *, app: str = APP, options: Sequence[str] = (), **settings: str
+    ) -> Program:
         """A worker as it begins to start."""
         worker = start(
             f"worker {name}",
-            [*CELERY[:-1], app, "worker", "-n", f"{name}@test"],
+            [*CELERY[:-1], app, "worker", "-n", f"{name}@test", *options],
             log=self.directory / f"{name}.log",
             env=environment(self.settings | settings),
             cwd=CHECKOUT,
         )
         self._workers.append(worker)
         return worker
+
+    def start_dispatcher(self, name: str = "dispatcher") -> Program:
+        """A dispatcher in a process of its own, which leads."""
+        dispatcher = start(
+            name,
+            [sys.executable, "-m", "worker.dispatcher"],
+            log=self.directory / f"{name}.log",
+            env=environment(self.settings),
+            cwd=CHECKOUT,
+        )
+        self._workers.append(dispatcher)
+        wait_for_line(dispatcher, "leads")
+        return dispatcher
 
     def wait_for_end(self, job: Job, timeout_seconds: float = SOON_SECONDS) -> Job:
         """The job, which must be final by then."""
