@@ -83,7 +83,7 @@ class Holds:
         return None
 
     def _busy(self) -> Hold | None:
-        return Hold(f"all {self.threads} threads are busy") if self.running >= self.threads else None
+        return Hold("every thread is busy") if self.running >= self.threads else None
 
 
 def holds(transaction: Transaction) -> Holds:

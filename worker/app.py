@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import structlog
@@ -53,6 +54,21 @@ def _broker_url() -> str:
         return url
 
 
+def _pool(words: Sequence[str]) -> str:
+    """Threads, unless the command line asks for processes.
+
+    Celery 5.7 takes `--pool prefork` for its own default, which a configured pool overrides. Source: celery.bin.worker,
+    `WorkersPool.convert`.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-P", "--pool")
+    try:
+        asked_for = parser.parse_known_args(words)[0].pool
+    except argparse.ArgumentError:
+        asked_for = None  # Celery itself says what is wrong.
+    return "prefork" if asked_for == "prefork" else "threads"
+
+
 def configuration() -> dict[str, Any]:
     """Celery's settings, made of ours when Celery first asks for them."""
     return {
@@ -65,7 +81,7 @@ def configuration() -> dict[str, Any]:
         "task_ignore_result": True,
         "task_serializer": "json",
         "accept_content": ["json"],
-        "worker_pool": "threads",
+        "worker_pool": _pool(sys.argv[1:]),
         "worker_concurrency": process.THREADS,
         # A message is taken when a thread is free for it. One held in reserve could not go to another worker, and
         # ends this one when Redis goes away: kombu 5.7 tries to put it back through a connection it has closed.

@@ -113,7 +113,7 @@ REASONS: dict[str, tuple[Callable[[Engine], None], str, str | None]] = {
     "workers": (lose_workers, "no worker is alive", "celery -A worker.app worker"),
     "leader": (lose_leader, "no dispatcher leads", "python -m worker.dispatcher"),
     "limit": (reach_limit, "limit reached: 0.01/s of customer.create", None),
-    "threads": (keep_threads_busy, "all 16 threads are busy", None),
+    "threads": (keep_threads_busy, "every thread is busy", None),
 }
 
 

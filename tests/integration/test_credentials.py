@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from customer_jobs.database import writing
 from customer_jobs.errors import InvalidSetting
@@ -16,7 +16,8 @@ from customer_jobs.producer import CustomerJobs
 from customer_jobs.request import Request
 from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import credentials, jobs, lanes
-from customer_jobs.vocabulary import State
+from customer_jobs.sql import now
+from customer_jobs.vocabulary import KEY_REFUSED, State
 from tests.builders import (
     EMAIL,
     KEY,
@@ -102,6 +103,23 @@ def test_another_key_of_the_same_account_takes_over(engine: Engine) -> None:
 
     assert accounts == {"default": "acct_1"}
     assert rows(engine, credentials)[0]["key_fingerprint"] == "key_2"
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_lifted"), [(f"{KEY_REFUSED}: 401", True), ("maintenance", False), (None, False)]
+)
+def test_a_new_key_lifts_only_the_pause_that_the_old_one_caused(
+    engine: Engine, reason: str | None, is_lifted: bool
+) -> None:
+    bound(engine, TEST_KEY)
+    with writing(engine) as transaction:
+        transaction.change(update(credentials).values(paused_at=now(), reason=reason))
+
+    bound(engine, Key("default", "key_2", livemode=False, account_id="acct_1"))
+
+    (row,) = rows(engine, credentials)
+    assert (row["paused_at"] is None) is is_lifted
+    assert row["reason"] == (None if is_lifted else reason)
 
 
 def test_a_key_whose_account_stripe_does_not_tell_is_taken_at_its_fingerprint(engine: Engine) -> None:

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, insert, update
+from sqlalchemy import Engine, delete, insert, select, update
 
 from customer_jobs import CustomerJobs
 from customer_jobs.database import reading, writing
+from customer_jobs.limits import pause, resume
 from customer_jobs.schema import credentials, jobs, lanes, leases, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import Priority, State
@@ -182,6 +183,46 @@ def test_lanes_take_turns(engine: Engine) -> None:
     assert all(3 <= first[account] <= 5 for account in accounts)
 
 
+@pytest.mark.parametrize("priority", Priority)
+def test_the_backlog_of_one_credential_does_not_delay_the_single_job_of_another(
+    engine: Engine, priority: Priority
+) -> None:
+    many = [{"kind": "customer.create", "payload": {"body": {}}, "priority": priority}] * 300
+    with writing(engine) as transaction:
+        transaction.rows(insert(jobs).returning(jobs.c.id), many)
+    single = add_job(engine, credential="eu", priority=priority)
+
+    left = Table(engine, max_in_flight=2, stripe_api_keys={"default": KEY, "eu": KEY}).look()
+
+    assert len(left) == 2
+    assert single in left
+
+
+def test_what_one_credential_may_not_send_yet_leaves_room_for_less_urgent_jobs_of_another(engine: Engine) -> None:
+    urgent = {add_job(engine, priority=1) for _ in range(30)}
+    bulk = add_job(engine, credential="eu", priority=4)
+    table = Table(engine, rate_limit_create=1, stripe_api_keys={"default": KEY, "eu": KEY})
+
+    left = table.look()
+
+    assert left[-1] == bulk
+    assert set(left[:-1]) < urgent
+    assert len(left) == 2
+
+
+def test_every_lane_gets_its_turn_whoever_began(engine: Engine) -> None:
+    credentials_of = {
+        add_job(engine, credential=name): name for name in ("default", "eu", "shop_1", "shop_2") for _ in range(6)
+    }
+    names = dict.fromkeys(credentials_of.values(), KEY)
+    table = Table(engine, max_in_flight=1, rate_limit_account=10_000, stripe_api_keys=names)
+
+    left = table.look_until_empty()
+
+    for first in range(0, 24, 4):
+        assert len({credentials_of[job_id] for job_id in left[first : first + 4]}) >= 3
+
+
 def test_a_lane_that_is_full_of_bulk_keeps_nobody_waiting(engine: Engine) -> None:
     for _ in range(30):
         add_job(engine, priority=4)
@@ -243,6 +284,37 @@ def test_never_more_are_in_flight_than_the_setting_allows(engine: Engine) -> Non
         age(engine, 10, lanes)
 
     assert len(table.published) == 3
+
+
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_a_job_that_somebody_holds_in_an_open_transaction_costs_no_token_and_keeps_nobody_waiting(
+    engine: Engine,
+) -> None:
+    held = [add_job(engine, priority=1) for _ in range(3)]
+    behind = add_job(engine, priority=4)
+    table = Table(engine, rate_limit_create=1)
+
+    with writing(engine) as transaction:
+        transaction.rows(select(jobs.c.id).where(jobs.c.id.in_(held)).with_for_update())
+        left = table.look()
+
+    assert left == [behind]
+
+
+def test_the_pause_of_an_endpoint_holds_for_connected_accounts_and_no_other_endpoint(engine: Engine) -> None:
+    creates = [add_job(engine), add_job(engine, stripe_account="acct_1")]
+    fetches = [add_fetch(engine), add_fetch(engine, stripe_account="acct_1")]
+    with writing(engine) as transaction:
+        transaction.change(insert(credentials).values(name="default", livemode=False, key_fingerprint=fingerprint(KEY)))
+        pause(transaction, "default", endpoint="customer.create", reason="backfill")
+    table = Table(engine)
+
+    left = table.look_until_empty()
+
+    assert sorted(left) == sorted(fetches)
+    with writing(engine) as transaction:
+        assert resume(transaction, "default")
+    assert sorted(table.look_until_empty()) == sorted(creates)
 
 
 def test_tokens_are_spent_and_written_down(engine: Engine) -> None:

@@ -22,7 +22,7 @@ from customer_jobs.database import open_engine, writing
 from customer_jobs.embedded import wait_until
 from customer_jobs.health import PROBE, health, health_of_worker
 from customer_jobs.limits import pause
-from customer_jobs.schema import events, lanes, leases, workers
+from customer_jobs.schema import credentials, events, lanes, leases, workers
 from customer_jobs.sql import now
 from customer_jobs.stream import connect
 from customer_jobs.vocabulary import Lease, State
@@ -176,6 +176,8 @@ def test_a_job_that_is_due_for_a_moment_is_nothing_to_worry_about(engine: Engine
 
 def _its_credential_is_paused(engine: Engine) -> None:
     with writing(engine) as transaction:
+        known = {"name": "default", "livemode": False, "key_fingerprint": "key_1"}
+        transaction.change(transaction.insert(credentials).values(known).on_conflict_do_nothing())
         pause(transaction, "default", endpoint="customer.create", reason="by hand")
 
 
@@ -201,7 +203,7 @@ def _its_limit_is_one_call_in_a_minute(engine: Engine) -> None:
         (_its_credential_is_paused, "paused: by hand"),
         (_its_lane_moves, "its lane moves"),
         (_every_thread_is_busy, "every thread is busy"),
-        (_its_limit_is_one_call_in_a_minute, "its turn comes"),
+        (_its_limit_is_one_call_in_a_minute, "limit reached: 0.0167/s of customer.create"),
     ],
 )
 @pytest.mark.usefixtures("working")

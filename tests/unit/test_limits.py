@@ -42,6 +42,40 @@ def test_no_more_is_handed_out_than_the_capacity_and_the_limit_allow(
         assert min(FLOOR_PER_SECOND, limit) <= now.rate <= limit
 
 
+@given(limit=limits, looks=looks)
+def test_in_no_window_is_more_handed_out_than_the_capacity_and_the_limit_allow(
+    limit: float, looks: list[tuple[float, int, bool]]
+) -> None:
+    now, at_seconds = Bucket.new(limit), 0.0
+    handed_out: list[tuple[float, int]] = []
+
+    for elapsed_seconds, wanted, turned_away in looks:
+        now, at_seconds = now.refilled(elapsed_seconds), at_seconds + max(elapsed_seconds, 0)
+        now = now.slowed() if turned_away else now
+        calls = min(wanted, now.calls)
+        now = now.spent(calls)
+        handed_out.append((at_seconds, calls))
+
+    for first, (began, _) in enumerate(handed_out):
+        total = 0
+        for ended, calls in handed_out[first:]:
+            total += calls
+            assert total <= now.capacity + limit * SHARE * (ended - began) + 1e-3
+
+
+@given(limit=limits, rate_share=st.floats(0.05, 1), tokens=st.floats(0, 2), away_seconds=st.floats(0, 1e6))
+def test_a_new_leader_begins_with_the_row_as_it_stood_and_the_time_since(
+    limit: float, rate_share: float, tokens: float, away_seconds: float
+) -> None:
+    row = bucket(limit, tokens=tokens, rate=limit * rate_share)
+
+    taken_over = Bucket(row.tokens, limit, row.rate).refilled(away_seconds)
+
+    assert row.tokens <= taken_over.tokens <= row.capacity
+    assert taken_over.tokens <= row.tokens + away_seconds * limit * SHARE + 1e-6
+    assert row.rate <= taken_over.rate <= limit
+
+
 @given(limit=limits, tokens=st.floats(0, 100), elapsed_seconds=st.floats(-1e9, 0))
 def test_a_clock_that_goes_backwards_adds_nothing(limit: float, tokens: float, elapsed_seconds: float) -> None:
     before = bucket(limit, tokens=tokens, rate=limit / 2)
