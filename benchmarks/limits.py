@@ -50,7 +50,7 @@ class Sizes:
     waiting_slow: int = 1000
     unlimited: int = 5000
     backlogs: tuple[int, int] = (1000, 1_000_000)
-    looks: int = 300
+    looks: int = 200
     idle_seconds: float = 20.0
 
 
