@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test lint format typecheck check ci lock clean
+.PHONY: help install demo dev test chaos lint format typecheck check ci lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ dev: install  ## Run everything on this machine until Ctrl-C
 
 test: install  ## Run the tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+
+chaos: install  ## Let everything go wrong under thousands of jobs; ten minutes
+	$(BIN)/python -m tests.chaos.soak
+	$(BIN)/python -m tests.chaos.soak --sqlite --jobs 500 --rounds 2 --workers 2
 
 lint: install  ## Check style, format and the direction of imports
 	$(BIN)/ruff check .
