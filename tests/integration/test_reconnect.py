@@ -1,15 +1,23 @@
-"""A worker's connection to its broker comes back soon after the broker does, however long that was away."""
+"""A worker comes back soon after its broker does, however long that was away, and notices a database that vanished."""
 
 from __future__ import annotations
 
 import logging
+import threading
+from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
+from sqlalchemy import Engine
 
-from customer_jobs.embedded import free_port
+from customer_jobs.database import open_engine
+from customer_jobs.embedded import free_port, wait_until
+from customer_jobs.schema import leases
+from tests.builders import rows, settings_for
+from tests.proxy import Proxy
 from worker.app import app
 from worker.broker import RECONNECT_SECONDS, PromptConsumer
+from worker.dispatcher import Dispatcher
 
 
 def test_the_pauses_between_two_tries_do_not_grow(
@@ -26,3 +34,39 @@ def test_the_pauses_between_two_tries_do_not_grow(
 
     pauses = [line.partition("Trying again in ")[2].partition(" seconds")[0] for line in caplog.messages]
     assert pauses == [f"{RECONNECT_SECONDS:.2f}"] * 3
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_database_that_vanished_is_noticed_in_mid_statement_too(engine: Engine) -> None:
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        options = driver.info.get_parameters()
+
+    # Keepalives say nothing while something that was sent waits for its confirmation.
+    assert (options["keepalives_idle"], options["tcp_user_timeout"]) == ("5", "15000")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_worker_that_is_told_to_stop_does_not_wait_for_a_silent_database(database_url: str) -> None:
+    with Proxy.before(database_url) as proxy:
+        engine = open_engine(proxy.through(database_url))
+        dispatcher = Dispatcher(
+            engine, settings_for(), lambda *_: None, worker="w1", slots=16, abandon=lambda _transaction, _held: None
+        )
+        dispatcher.start()
+        wait_until(lambda: rows(engine, leases), 20, "it leads")
+        proxy.stall()
+
+        def stop() -> None:
+            dispatcher.stop()
+            dispatcher.close()
+
+        stopping = threading.Thread(target=stop)
+        stopping.start()
+        stopping.join(60)
+
+        is_over = not stopping.is_alive()
+        proxy.go_on()
+        stopping.join()
+        engine.dispose()
+    assert is_over

@@ -29,7 +29,8 @@ RESCUE_EVERY_SECONDS = 1  #: A lease that ran out is noticed within a second.
 PRUNE_EVERY_SECONDS = 60  #: Nothing is in a hurry to be forgotten.
 PRUNE_PAUSE_SECONDS = 0.2  #: Between two batches, so that pruning leaves room for work.
 PAUSE_AFTER_ERROR_SECONDS = 1.0  #: Before a loop goes on that failed.
-STOP_SECONDS = 5  #: What a loop may take to end; after that the process ends without it.
+#: What the loops may take to end, all together, and each thing that is done after them; the process ends without them.
+STOP_SECONDS = 5
 
 log = structlog.get_logger(__name__)
 
@@ -92,26 +93,40 @@ class Dispatcher:
         """Dispatch no more and let another lead; events are relayed until `close`."""
         self._stopped.set()
         self._wakeup.ring()
+        give_up_at = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
-            thread.join(STOP_SECONDS)
-        try:
-            upkeep.say_goodbye(self._engine, self._worker)
-        except Exception as error:  # noqa: BLE001 - it counts as silent ten seconds later
-            log.warning("not signed off", error=type(error).__name__)
+            thread.join(max(0.0, give_up_at - time.monotonic()))
+        # Whoever is not signed off counts as silent ten seconds later.
+        self._try("sign off", lambda: upkeep.say_goodbye(self._engine, self._worker))
 
     def close(self) -> None:
         """Publish what the last jobs left and give up the lead."""
-        if not self._leads.is_set():
-            return
-        try:
-            with writing(self._engine) as transaction:
-                take_lead(transaction, self._holder)
-            while self._relay.run_once():
-                pass
-            with writing(self._engine) as transaction:
-                give_up_lead(transaction, self._holder)
-        except Exception as error:  # noqa: BLE001 - whoever leads next publishes them
-            log.warning("events not published at the end", error=type(error).__name__)
+        if self._leads.is_set():
+            # Otherwise whoever leads next publishes them.
+            self._try("publish the last events", self._hand_over)
+
+    def _hand_over(self) -> None:
+        with writing(self._engine) as transaction:
+            take_lead(transaction, self._holder)
+        while self._relay.run_once():
+            pass
+        with writing(self._engine) as transaction:
+            give_up_lead(transaction, self._holder)
+
+    def _try(self, what: str, work: Callable[[], object]) -> None:
+        """Do it, unless it fails, or takes longer than a database that answers."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - the process ends, with this done or not
+                log.warning("not done at the end", what=what, error=type(error).__name__)
+
+        thread = threading.Thread(target=run, name=f"dispatcher-{what}", daemon=True)
+        thread.start()
+        thread.join(STOP_SECONDS)
+        if thread.is_alive():
+            log.warning("not done at the end", what=what, error="it takes too long")
 
     def _lead_once(self) -> None:
         with writing(self._engine) as transaction:
