@@ -15,17 +15,17 @@ class Holdings:
     threads: int
     descriptors: Counter[str]  #: By a server's name, or by the kind of thing.
 
-    def beyond(self, before: Holdings) -> list[str]:
-        """What is held now and was not held before."""
-        more = [f"{self.threads} threads, {before.threads} before"] if self.threads > before.threads else []
-        leaked = self.descriptors - before.descriptors
+    def beyond(self, allowed: Holdings) -> list[str]:
+        """What is held beyond what is allowed."""
+        more = [f"{self.threads} threads, {allowed.threads} allowed"] if self.threads > allowed.threads else []
+        leaked = self.descriptors - allowed.descriptors
         return more + [
-            f"{self.descriptors[what]} descriptors of {what}, {before.descriptors[what]} before" for what in leaked
+            f"{self.descriptors[what]} descriptors of {what}, {allowed.descriptors[what]} allowed" for what in leaked
         ]
 
-    def allowing(self, **descriptors: int) -> Holdings:
-        """The same, and at least so many of these: a pool fills by chance up to its size."""
-        return Holdings(self.threads, self.descriptors | Counter(descriptors))
+    def allowing(self, pools: Mapping[str, int], spare: Mapping[str, int]) -> Holdings:
+        """The same, but at least what its pools may hold, which fill by chance, and some more of what is `spare`."""
+        return Holdings(self.threads, (self.descriptors | Counter(pools)) + Counter(spare))
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {what}" for what, count in sorted(self.descriptors.items()))

@@ -49,7 +49,16 @@ CALM_SECONDS = 2.0  #: At most, between two faults of one lane; one often strike
 END_SECONDS = 300.0
 SETTLE_SECONDS = 90.0  #: Pools and threads of a worker that has nothing to do.
 GONE_SECONDS = 20.0  #: PostgreSQL notices within that time that a client has left.
-LISTENING = 1  #: A connection beyond the pool.
+SQLITE_CONNECTIONS = 15  #: SQLAlchemy's default pool with its overflow.
+#: What pools may hold at most, whatever they happen to hold at first.
+POOLS = {
+    "PostgreSQL": THREADS + DISPATCHER_CONNECTIONS + 1,  # One listens.
+    ".sqlite3": 2 * SQLITE_CONNECTIONS,  # SQLite closes some files later than their connection.
+    ".sqlite3-wal": SQLITE_CONNECTIONS,
+}
+#: Celery's pools have one more for each client whose answer was cut off, once; a connection that was reset stays a bare
+#: socket until it is needed again.
+SPARE = {"Redis": 2, "socket": 3}
 SAY_EVERY_SECONDS = 10.0
 
 Say = Callable[[str], None]
@@ -115,7 +124,7 @@ def soak(
         ):
             crew.start(*(f"w{number}" for number in range(1, workers + 1)))
             before = busy_and_idle(here, crew, producers, first)
-            before = before.allowing(PostgreSQL=THREADS + DISPATCHER_CONNECTIONS + LISTENING)
+            allowed = before.allowing(POOLS, SPARE)
             say(f"{time.monotonic() - began:.0f} s: calm so far, {progress(here)}; before: {before}")
             chosen = [{name: lane[name] for name in lane if not only or name in only} for lane in lanes(here)]
             strike_all(report, Target(here, crew, chance), producers, during, chosen, rounds, calm_seconds, say)
@@ -124,8 +133,8 @@ def soak(
             ended = eventually(lambda: not unfinished(here), END_SECONDS)
             say(f"{time.monotonic() - began:.0f} s: {progress(here)}")
             if ended:
-                after = busy_and_idle(here, crew, producers, last, before)
-                report.broken += after.beyond(before)
+                after = busy_and_idle(here, crew, producers, last, allowed)
+                report.broken += after.beyond(allowed)
                 report.figures["held by a worker before"] = str(before)
                 report.figures["held by a worker after"] = str(after)
             eventually(lambda: heard_all(here, listener, once_only), SETTLE_SECONDS)
@@ -190,7 +199,7 @@ def strike(
 
 
 def busy_and_idle(
-    here: Site, crew: Crew, producers: Producers, batch: Sequence[Order], before: Holdings | None = None
+    here: Site, crew: Crew, producers: Producers, batch: Sequence[Order], allowed: Holdings | None = None
 ) -> Holdings:
     """The most that any worker holds after all its threads were busy at once, once it has nothing to do any more."""
     here.sandbox.hold()
@@ -203,7 +212,7 @@ def busy_and_idle(
 
     def settled() -> bool:
         found.append(most_held(here, crew))
-        return not found[-1].beyond(before) if before is not None else len(found) > 1 and found[-1] == found[-2]
+        return not found[-1].beyond(allowed) if allowed is not None else len(found) > 1 and found[-1] == found[-2]
 
     eventually(settled, SETTLE_SECONDS, every_seconds=2.0)
     return found[-1]
