@@ -36,9 +36,9 @@ from customer_jobs.schema import attempts
 from tests.acceptance.stack import CHECKOUT, environment
 from tests.builders import rows
 from tests.chaos.crew import Crew
-from tests.chaos.faults import holder, leader
+from tests.chaos.outcome import unfinished
+from tests.chaos.proofs import holder, leader
 from tests.chaos.site import Site, site
-from tests.chaos.soak import unfinished
 
 ROUNDS = 3
 JOBS = 8  #: In mid-air when a worker is killed.

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import psycopg
 import redis
-from sqlalchemy import select
 
-from customer_jobs.database import reading
-from customer_jobs.embedded import LOOPBACK, wait_until
-from customer_jobs.errors import Unavailable
-from customer_jobs.schema import leases
-from customer_jobs.sql import now
-from tests import servers
-from tests.chaos.crew import Crew
+from customer_jobs.embedded import wait_until
+from tests.chaos.crew import Crew, process_state
+from tests.chaos.proofs import (
+    NotDone,
+    asking_postgres,
+    leader,
+    next_leader,
+    postgres_answers,
+    redis_answers,
+    require,
+    run_id,
+    started_at,
+    takes_connections,
+)
 from tests.chaos.site import Site
 from tests.proxy import Proxy
 
@@ -31,13 +35,8 @@ STRUCK_SECONDS = 60.0  #: Until a fault must have met somebody; jobs are enqueue
 AWAY_SECONDS = (1.0, 4.0)  #: How long a server is away, stalled or full.
 LEAD_LASTS_SECONDS = 12.0  #: A leader that is stopped for longer has lost the lead.
 LEASES_LAST_SECONDS = 18.0  #: A worker that is stopped for longer has lost its jobs.
-TRIED_SECONDS = 0.5  #: After so long without an answer a server counts as silent.
 TRIES = 3  #: To do harm to a worker while others do.
 FULL_BYTES = 1  #: Of memory: everything is too much.
-
-
-class NotDone(AssertionError):
-    """The harm did not happen."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ Fault = Callable[[Target], str]
 
 
 def worker_killed(target: Target) -> str:
-    """SIGKILL, while it has calls under way."""
+    """SIGKILL."""
     name = target.chance.choice(target.crew.names)
     end = target.crew.kill(name)
     require(end.exit_code == -9, f"worker {name} ended with {end.exit_code}")
@@ -70,9 +69,9 @@ def leader_killed(target: Target) -> str:
     name = before.partition("@")[0]
     end = target.crew.kill(name)
     require(end.exit_code == -9, f"worker {name} ended with {end.exit_code}")
-    wait_until(lambda: holder(target.site) not in {None, before}, STRUCK_SECONDS, "another leads")
+    after = next_leader(target.site, before)
     target.crew.wait_until_ready(name)
-    return f"{name} ended with exit code {end.exit_code}, then {str(holder(target.site)).partition('@')[0]} led"
+    return f"{name} ended with exit code {end.exit_code}, then {after} led"
 
 
 def worker_terminated(target: Target) -> str:
@@ -89,17 +88,19 @@ def worker_stopped(target: Target) -> str:
     name = target.chance.choice(target.crew.names)
     with target.crew.paused(name) as worker:
         time.sleep(LEASES_LAST_SECONDS)
+        require(process_state(worker.pid) == "T", f"worker {name} goes on")
     return f"{name}, process {worker.pid}, was in state T for {LEASES_LAST_SECONDS:g} s"
 
 
 def leader_stopped(target: Target) -> str:
     """SIGSTOP of the worker that leads, until another does."""
     before = leader(target.site)
-    with target.crew.paused(before.partition("@")[0]):
+    name = before.partition("@")[0]
+    with target.crew.paused(name) as worker:
         time.sleep(LEAD_LASTS_SECONDS)
-        wait_until(lambda: holder(target.site) not in {None, before}, STRUCK_SECONDS, "another leads")
-        after = str(holder(target.site))
-    return f"{before.partition('@')[0]} was in state T, {after.partition('@')[0]} led"
+        after = next_leader(target.site, before)
+        require(process_state(worker.pid) == "T", f"worker {name} goes on")
+    return f"{name} was in state T, {after} led"
 
 
 def redis_flushed(target: Target) -> str:
@@ -319,11 +320,6 @@ def lanes(site: Site) -> list[dict[str, Fault]]:
     return [workers, leader, REDIS, STRIPE]
 
 
-def require(happened: bool, otherwise: str) -> None:
-    if not happened:
-        raise NotDone(otherwise)
-
-
 @contextlib.contextmanager
 def stalled(proxy: Proxy, answers: Callable[[], bool]) -> Iterator[None]:
     proxy.stall()
@@ -343,75 +339,3 @@ def cut_off(target: Target, proxy: Proxy, answers: Callable[[], bool]) -> str:
     finally:
         proxy.accept()
     return f"connection refused; {broken} were broken"
-
-
-def redis_answers(site: Site) -> Callable[[], bool]:
-    def answers() -> bool:
-        client = redis.Redis.from_url(
-            site.redis_url, socket_timeout=TRIED_SECONDS, socket_connect_timeout=TRIED_SECONDS, retry=None
-        )
-        with client, contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
-            return bool(client.ping())
-        return False
-
-    return answers
-
-
-def postgres_answers(site: Site) -> Callable[[], bool]:
-    assert site.to_postgres is not None
-    port = site.to_postgres.port
-
-    def answers() -> bool:
-        # psycopg waits for two seconds at least.
-        with contextlib.suppress(psycopg.OperationalError):
-            psycopg.connect(host=LOOPBACK, port=port, user="app", dbname="chaos", connect_timeout=2).close()
-            return True
-        return False
-
-    return answers
-
-
-def takes_connections(port: int) -> bool:
-    try:
-        socket.create_connection((LOOPBACK, port), timeout=TRIED_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def run_id(site: Site) -> str:
-    with site.asking_redis() as client:
-        info: dict[str, str] = client.info("server")
-    return info["run_id"]
-
-
-def asking_postgres(site: Site) -> psycopg.Connection:
-    """A connection past the proxy."""
-    return servers.connect(site.engine.url.render_as_string(hide_password=False))
-
-
-def started_at(site: Site) -> object:
-    with asking_postgres(site) as connection:
-        return connection.execute("SELECT pg_postmaster_start_time()").fetchone()
-
-
-def leader(site: Site) -> str:
-    """The holder of the lead, once somebody has it."""
-    found: str | None = None
-
-    def is_known() -> bool:
-        nonlocal found
-        found = holder(site)
-        return found is not None
-
-    wait_until(is_known, STRUCK_SECONDS, "a worker leads")
-    assert found is not None
-    return found
-
-
-def holder(site: Site) -> str | None:
-    """Who leads, as the table has it, if anybody does."""
-    query = select(leases.c.holder).where(leases.c.expires_at > now())
-    with contextlib.suppress(Unavailable), reading(site.engine) as transaction:
-        return next((row["holder"] for row in transaction.rows(query)), None)
-    return None  # Nobody can know.

@@ -29,15 +29,15 @@ from sqlalchemy import func, select
 from customer_jobs.database import reading
 from customer_jobs.embedded import EmbeddedError, wait_until
 from customer_jobs.errors import Unavailable
-from customer_jobs.schema import events, jobs
-from customer_jobs.vocabulary import FINAL_STATES, State
-from tests.builders import rows
+from customer_jobs.schema import jobs
 from tests.chaos import invariants
-from tests.chaos.audience import Listener, OnceOnly, done
+from tests.chaos.audience import Listener, OnceOnly
 from tests.chaos.crew import Crew
-from tests.chaos.faults import Fault, NotDone, Target, asking_postgres, lanes
+from tests.chaos.faults import Fault, Target, lanes
 from tests.chaos.leaks import Holdings, holdings, most_of
 from tests.chaos.orders import Order, Producers, orders, stock
+from tests.chaos.outcome import counted, eventually, heard_all, outcome, still_connected, unfinished
+from tests.chaos.proofs import NotDone
 from tests.chaos.site import Site, site
 from worker.dispatcher.dispatch import SPARE_JOBS
 from worker.process import DISPATCHER_CONNECTIONS, THREADS
@@ -48,7 +48,6 @@ CALM_SECONDS = 2.0  #: At most, between two faults of one lane; one often strike
 #: Backoffs of the unluckiest, who met seven faults, and leases of the last that were killed.
 END_SECONDS = 300.0
 SETTLE_SECONDS = 90.0  #: Pools and threads of a worker that has nothing to do.
-GONE_SECONDS = 20.0  #: PostgreSQL notices within that time that a client has left.
 SQLITE_CONNECTIONS = 15  #: SQLAlchemy's default pool with its overflow.
 #: What pools may hold at most, whatever they happen to hold at first.
 POOLS = {
@@ -225,33 +224,6 @@ def most_held(here: Site, crew: Crew) -> Holdings:
     return most_of([holdings(crew.program(name).pid, servers) for name in crew.names])
 
 
-def outcome(
-    here: Site, crew: Crew, listeners: Sequence[Listener], producers: Producers, wanted: Sequence[Order]
-) -> Iterator[str]:
-    """What is broken now that all is over."""
-    world = invariants.look(here.engine, here.sandbox)
-    for listener in listeners:
-        yield from invariants.broken_at_the_end(world, listener.events)
-        if listener.error is not None:
-            yield f"{listener.consumer.group} ended with {listener.error!r}"
-    for event_id, times in Counter(done(here)).items():
-        if times != 1:
-            yield f"event {event_id} was handled {times} times by a consumer that handles it once"
-    for order in wanted:
-        ids = producers.ids[order.number]
-        if len(ids) != 1:
-            yield f"order {order.number} became jobs {sorted(ids)}"
-            continue
-        job = world.jobs.get(*ids)
-        if job is None:
-            yield f"the job of order {order.number} is lost"
-        elif job["state"] != (State.FAILED if order.fails else State.SUCCEEDED):
-            yield f"order {order.number} is {job['state']}: {job['error']}"
-    if wanted and len(world.jobs) != len(wanted):
-        yield f"{len(wanted)} orders became {len(world.jobs)} jobs"
-    yield from (f"ended without a cause: {end}" for end in crew.ends if end.cause is None)
-
-
 def tell(report: Report, here: Site, crew: Crew, listener: Listener, producers: Producers) -> None:
     world = invariants.look(here.engine, here.sandbox)
     made = [attempt for each in world.attempts.values() for attempt in each]
@@ -268,37 +240,6 @@ def tell(report: Report, here: Site, crew: Crew, listener: Listener, producers: 
     }
 
 
-def still_connected(here: Site) -> list[str]:
-    """Sessions that PostgreSQL has although everybody has ended."""
-    if here.postgres_server is None:
-        return []
-    left: list[object] = []
-
-    def nobody() -> bool:
-        with asking_postgres(here) as connection:
-            left[:] = connection.execute(
-                "SELECT application_name, state, query FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            ).fetchall()
-        return not left
-
-    eventually(nobody, GONE_SECONDS)
-    return [f"PostgreSQL has a session of nobody: {each}" for each in left]
-
-
-def unfinished(here: Site) -> int:
-    query = select(func.count()).select_from(jobs).where(jobs.c.state.not_in(FINAL_STATES))
-    with reading(here.engine) as transaction:
-        return int(transaction.value(query))
-
-
-def heard_all(here: Site, *listeners: Listener) -> bool:
-    """Whether every event of the outbox is published and has arrived everywhere."""
-    found = rows(here.engine, events)
-    ids = {row["id"] for row in found}
-    return all(row["published_at"] for row in found) and all(ids <= listener.heard for listener in listeners)
-
-
 def progress(here: Site) -> str:
     try:
         with reading(here.engine) as transaction:
@@ -306,20 +247,6 @@ def progress(here: Site) -> str:
     except Unavailable:
         return "the database is away"
     return counted({row["state"]: row["n"] for row in counted_jobs})
-
-
-def counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-
-
-def eventually(condition: Callable[[], bool], within_seconds: float, *, every_seconds: float = 0.1) -> bool:
-    """Whether it became true in time."""
-    give_up_at = time.monotonic() + within_seconds
-    while not condition():
-        if time.monotonic() > give_up_at:
-            return False
-        time.sleep(every_seconds)
-    return True
 
 
 def main() -> None:
