@@ -32,9 +32,10 @@ dev: install  ## Run everything on this machine until Ctrl-C
 test: install  ## Run the tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
-chaos: install  ## Let everything go wrong under thousands of jobs; ten minutes
+chaos: install  ## Let everything go wrong under thousands of jobs; fifteen minutes
 	$(BIN)/python -m tests.chaos.soak
 	$(BIN)/python -m tests.chaos.soak --sqlite --jobs 500 --rounds 2 --workers 2
+	$(BIN)/python -m tests.chaos.soak --spare-workers --jobs 500 --rounds 2 --workers 1
 
 lint: install  ## Check style, format and the direction of imports
 	$(BIN)/ruff check .

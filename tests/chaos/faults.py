@@ -311,6 +311,10 @@ END_SESSIONS = (
 )
 
 
+#: What a worker lives through: nobody kills or stops it, and Celery does not end it.
+SURVIVED = (REDIS.keys() - {"Redis full"}) | POSTGRESQL.keys() | STRIPE.keys()
+
+
 def lanes(site: Site) -> list[dict[str, Fault]]:
     """What can go wrong there; the faults of one lane exclude each other, those of several may strike at once."""
     if site.postgres_server is not None:

@@ -1,6 +1,7 @@
 """Thousands of jobs while everything goes wrong, and what must hold at the end.
 
     .venv/bin/python -m tests.chaos.soak [--jobs N] [--rounds N] [--workers N] [--seed N] [--sqlite]
+        [--spare-workers]
 
 Three workers under a supervisor, PostgreSQL, a Redis-compatible server, Stripe's stand-in, and TCP proxies in between;
 two apps enqueue, two consume. Workers, leader, Redis, PostgreSQL and Stripe are harmed at the same time, in an order
@@ -32,8 +33,8 @@ from customer_jobs.errors import Unavailable
 from customer_jobs.schema import jobs
 from tests.chaos import invariants
 from tests.chaos.audience import Listener, OnceOnly
-from tests.chaos.crew import Crew
-from tests.chaos.faults import Fault, Target, lanes
+from tests.chaos.crew import Crew, End
+from tests.chaos.faults import SURVIVED, Fault, Target, lanes
 from tests.chaos.leaks import Holdings, holdings, most_of
 from tests.chaos.orders import Order, Producers, orders, stock
 from tests.chaos.outcome import counted, eventually, heard_all, outcome, still_connected, unfinished
@@ -79,6 +80,7 @@ class Report:
     seed: int
     done: list[Done] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  #: Nothing, or a promise is.
+    ended: list[End] = field(default_factory=list)  #: Workers, before they were told to at the end.
     figures: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
@@ -126,6 +128,7 @@ def soak(
             allowed = before.allowing(POOLS, SPARE)
             say(f"{time.monotonic() - began:.0f} s: calm so far, {progress(here)}; before: {before}")
             chosen = [{name: lane[name] for name in lane if not only or name in only} for lane in lanes(here)]
+            chosen = [lane for lane in chosen if lane]
             strike_all(report, Target(here, crew, chance), producers, during, chosen, rounds, calm_seconds, say)
             here.heal()
             say(f"{time.monotonic() - began:.0f} s: healed, {progress(here)}")
@@ -138,6 +141,7 @@ def soak(
                 report.figures["held by a worker after"] = str(after)
             eventually(lambda: heard_all(here, listener, once_only), SETTLE_SECONDS)
             report.broken += outcome(here, crew, [listener, once_only], producers, wanted if ended else [])
+            report.ended += crew.ends
             tell(report, here, crew, listener, producers)
             report.broken += [f"told to stop, {end} ended so" for end in crew.end_all() if end.exit_code != 0]
         here.engine.dispose()
@@ -254,6 +258,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often each fault strikes; {ROUNDS}")
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--spare-workers", action="store_true", help="let the same workers live through it all")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier run; a new one is printed")
     parser.add_argument("--sqlite", action="store_true", help="without PostgreSQL, and with what can go wrong there")
     arguments = parser.parse_args()
@@ -269,8 +274,11 @@ def main() -> None:
         rounds=arguments.rounds,
         workers=arguments.workers,
         seed=seed,
+        only=SURVIVED if arguments.spare_workers else (),
         say=say,
     )
+    if arguments.spare_workers:
+        report.broken += [f"a worker ended: {ended}" for ended in report.ended]
     sys.stdout.write("\n" + "".join(f"{line}\n" for line in report.lines()))
     if report.broken:
         sys.stdout.write(f"the logs are kept in {directory}\n")
