@@ -92,6 +92,27 @@ def test_files_named_in_the_text_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_named_in_the_text_exist(page: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())
+
+    assert [name for path, name in named if f"def {name}(" not in (CHECKOUT / path).read_text()] == []
+
+
+def test_every_promise_names_its_tests() -> None:
+    promises = rows("guarantees.md")
+
+    assert len(promises) > 20
+    assert [promise for promise, *_, shown_by, _ in promises if "`tests/" not in shown_by] == []
+
+
+def test_every_check_of_health_has_its_row() -> None:
+    source = (CHECKOUT / "customer_jobs/health.py").read_text().partition("def health_of_worker")
+    made = set(re.findall(r'(?:ok|fail|out_of_reach|refused_by_redis)\(\s*"(\w+)"', source[0] + source[2]))
+
+    assert {unquoted(check) for check, *_ in rows("operating.md")} == made - {"life", "messages"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_named_in_the_text_exist(page: Path) -> None:
     targets = re.findall(r"^([a-z]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
     for words in (code.split() for code in re.findall(r"`([^`\n]+)`", prose(page))):
