@@ -18,12 +18,15 @@ from worker.dispatcher.dispatch import PUBLISH_PAUSE_SECONDS, Dispatch, Look, Pu
 from worker.dispatcher.door import Door
 from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, show_looks, take_lead
 from worker.dispatcher.prune import Prune
-from worker.dispatcher.relay import Relay, connect
+from worker.dispatcher.relay import BATCH_SIZE, Relay, connect
 from worker.dispatcher.wakeup import Wakeup, listen
 from worker.logs import frames
 from worker.settings import Settings
 
 CLOCK_SECONDS = 0.5  #: Nothing waits longer than this for a wake-up that got lost.
+#: While every thread is busy, jobs that end within this are followed by one look at the table instead of one each.
+GATHER_JOBS_SECONDS = 0.02
+GATHER_EVENTS_SECONDS = 0.01  #: The same for events behind one that was just published.
 LIFE_EVERY_SECONDS = 2  #: Signs of life; a worker counts as silent after ten seconds.
 RESCUE_EVERY_SECONDS = 1  #: A lease that ran out is noticed within a second.
 PRUNE_EVERY_SECONDS = 60  #: Nothing is in a hurry to be forgotten.
@@ -147,6 +150,8 @@ class Dispatcher:
         look = self._dispatch.run_once() if self._leads.is_set() else Look(0, leads=False)
         self._looked_at = time.monotonic() if look.leads else None
         self._wakeup.awaiting_room = look.full
+        if look.full and look.dispatched:
+            self._stopped.wait(GATHER_JOBS_SECONDS)
         if look.broker_away:
             # Whatever rings meanwhile, it might be the jobs that were just put back.
             self._stopped.wait(PUBLISH_PAUSE_SECONDS)
@@ -156,8 +161,11 @@ class Dispatcher:
 
     def _relay_once(self) -> None:
         self._wakeup.events.clear()
-        if not self._leads.is_set() or self._relay.run_once() == 0:
+        published = self._relay.run_once() if self._leads.is_set() else 0
+        if published == 0:
             self._wakeup.events.wait(CLOCK_SECONDS)
+        elif published < BATCH_SIZE:
+            self._stopped.wait(GATHER_EVENTS_SECONDS)
 
     def _rescue_once(self) -> None:
         if self._leads.is_set() and upkeep.rescue(self._engine, self._holder, self._abandon):
