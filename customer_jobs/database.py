@@ -186,8 +186,8 @@ def writing(engine: Engine, schema: str | None = None) -> Iterator[Transaction]:
 @contextmanager
 def reading(engine: Engine, schema: str | None = None) -> Iterator[Transaction]:
     """A transaction that only reads; an unreachable database is Unavailable."""
-    with translating_outages(), engine.execution_options(only_reads=True).connect() as connection:
-        yield Transaction(connection, schema)
+    with translating_outages(), engine.connect() as connection:
+        yield Transaction(connection.execution_options(only_reads=True), schema)
 
 
 def schema_name(environ: Mapping[str, str] = os.environ) -> str:

@@ -256,23 +256,33 @@ def looks_since_sent(transaction: Transaction, held: Claim, error_code: str) -> 
 
 def rescue_unclaimed(transaction: Transaction) -> int:
     """Let jobs wait again that nobody claimed within their lease; how many. No attempt is used."""
-    return transaction.change(_back_to_waiting().where(jobs.c.lease_expires_at < now()))
+    return transaction.change(_rescuing())
+
+
+@cache
+def _rescuing() -> Executable:
+    return _back_to_waiting().where(jobs.c.lease_expires_at < now())
 
 
 def expired(transaction: Transaction, limit: int) -> list[Claim]:
     """The attempts whose worker fell silent, as claims: whoever ends one must be faster than the worker's return."""
+    rows = transaction.rows(_expired(limit))
+    # Plain SQL may write a running job that never had an attempt.
+    return [Claim(row, row["lease_token"], row["number"] or 0, row["began_at"]) for row in rows]
+
+
+@cache
+def _expired(limit: int) -> Executable:
     last = [
         select(func.max(column)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery().label(name)
         for column, name in ((attempts.c.number, "number"), (attempts.c.started_at, "began_at"))
     ]
-    rows = transaction.rows(
+    return (
         select(*jobs.c, *last)
         .where(is_in_flight(), jobs.c.state == State.RUNNING, jobs.c.lease_expires_at < now())
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)
     )
-    # Plain SQL may write a running job that never had an attempt.
-    return [Claim(row, row["lease_token"], row["number"] or 0, row["began_at"]) for row in rows]
 
 
 def extend(transaction: Transaction, held: Sequence[Claim], *, longest_seconds: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,7 +32,7 @@ from tests.builders import (
     rows,
     settings_for,
 )
-from worker.dispatcher.dispatch import SPARE_JOBS, Dispatch
+from worker.dispatcher.dispatch import SPARE_JOBS, Dispatch, spare_jobs
 from worker.gateway import fingerprint
 from worker.local_copy import answer_from_copy
 
@@ -235,7 +235,7 @@ def test_a_lane_that_is_full_of_bulk_keeps_nobody_waiting(engine: Engine) -> Non
     assert fetch in left
 
 
-def test_only_as_many_leave_as_threads_are_free_and_four(engine: Engine) -> None:
+def test_only_as_many_leave_as_threads_are_free(engine: Engine) -> None:
     for _ in range(2):
         claimed(engine)
     dispatched(engine)
@@ -247,8 +247,16 @@ def test_only_as_many_leave_as_threads_are_free_and_four(engine: Engine) -> None
 
     table.look()
 
-    assert len(table.published) == 8 + SPARE_JOBS - 3
+    assert len(table.published) == 8 - 3
     assert table.look() == []
+
+
+@pytest.mark.parametrize(("left", "spare"), [(0, 0), (19, 0), (25, 1), (79, 3), (200, SPARE_JOBS)])
+def test_where_jobs_leave_fast_a_few_may_wait_for_a_thread(left: int, spare: int) -> None:
+    present = datetime.now(UTC)
+    older, lately = present - timedelta(seconds=1), present - timedelta(seconds=0.9)
+
+    assert spare_jobs(deque([(older, 1000), (lately, left)]), present) == spare
 
 
 def test_the_threads_of_all_live_workers_count(engine: Engine) -> None:
@@ -264,7 +272,7 @@ def test_the_threads_of_all_live_workers_count(engine: Engine) -> None:
         table.look()
         age(engine, 10, lanes)
 
-    assert len(table.published) == 8 + 4 + SPARE_JOBS
+    assert len(table.published) == 8 + 4
 
 
 def test_without_a_live_worker_nothing_leaves(engine: Engine) -> None:

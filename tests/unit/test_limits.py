@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.dispatcher.limits import FLOOR_PER_SECOND, RECOVERY_SECONDS, SHARE, Bucket, is_limiting
+from worker.dispatcher.limits import FLOOR_PER_SECOND, RECOVERY_SECONDS, SHARE, Bucket, slowing
 from worker.pace import Spacing
 
 limits = st.floats(0.1, 1_000)
@@ -146,11 +146,24 @@ def test_the_whole_limit_is_regained_little_by_little(limit: float, pieces: int)
     assert slow.refilled(RECOVERY_SECONDS / 4).rate == pytest.approx(min(1 + limit / 4, limit))
 
 
+def test_a_rate_that_was_slowed_stays_near_it_at_first_and_then_comes_back_ever_faster() -> None:
+    slow = bucket(25, rate=10.0)
+
+    rates = [slow.refilled(1, quiet_seconds=quiet).rate for quiet in (0, 3, 4, 5, 60)]
+
+    assert rates == pytest.approx([10.1, 10.1, 11.1, 12.1, 12.5])
+
+
 @pytest.mark.parametrize(
-    ("answers", "rate_limited", "limiting"), [(0, 0, False), (2, 2, False), (3, 3, True), (30, 3, False), (29, 3, True)]
+    ("answers", "rate_limited", "factor"), [(0, 0, None), (2, 2, None), (3, 3, 0.5), (30, 3, None), (29, 3, 0.5)]
 )
-def test_a_few_429_now_and_then_are_no_limit(answers: int, rate_limited: int, limiting: bool) -> None:
-    assert is_limiting(answers, rate_limited) is limiting
+def test_a_few_429_now_and_then_are_no_limit(answers: int, rate_limited: int, factor: float | None) -> None:
+    assert slowing(answers, rate_limited, is_slowed=False) == factor
+
+
+@pytest.mark.parametrize(("rate_limited", "factor"), [(0, None), (1, 0.8), (3, 0.5)])
+def test_a_rate_that_comes_back_gives_way_to_a_single_429(rate_limited: int, factor: float | None) -> None:
+    assert slowing(10, rate_limited, is_slowed=True) == factor
 
 
 @given(rate=limits, steps=st.lists(st.floats(0, 0.5), min_size=1, max_size=80))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -14,20 +15,25 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
-from customer_jobs.lanes import Lane, in_flight, lanes_with_work
+from customer_jobs.lanes import Endpoint, Lane, in_flight, lanes_with_work
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import credentials, is_in_flight, jobs, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Kind
 from worker.dispatcher.ceilings import Ceilings, add, by_endpoint
-from worker.dispatcher.lanes import Allowance, limited_lately, next_jobs
+from worker.dispatcher.lanes import LONG_AGO, Allowance, limited_lately, next_jobs
 from worker.dispatcher.leader import leads
+from worker.dispatcher.limits import slowing
 from worker.settings import Settings
 
 DISPATCH_LEASE_SECONDS = 5  #: A message that nobody took by then is taken for lost.
 SPARE_JOBS = 4  #: Beyond the free threads, so that a thread that comes free need not wait for the next look.
+#: One of them for so many jobs that left within the last second: where calls take long a thread that comes free can
+#: wait for a look, and urgent work does not stand behind what was handed out in advance.
+JOBS_PER_SPARE = 20
 PUBLISH_PAUSE_SECONDS = 1.0  #: After a failed publish, before the next try.
-ADAPT_EVERY_SECONDS = 1.0  #: How often Stripe's answers are looked at for limits.
+ADAPT_EVERY_SECONDS = 0.2  #: How often Stripe's answers are looked at for limits.
+SLOW_EVERY_SECONDS = 1.0  #: What Stripe says of a slower rate is heard before it is slowed again.
 UNKNOWN_AT_ONCE = 100  #: Jobs of an unknown kind that are ended in one look.
 
 log = structlog.get_logger(__name__)
@@ -59,7 +65,9 @@ class Dispatch:
         self._publish = publish
         self._holder = holder
         self._looks = 0
+        self._left: deque[tuple[datetime, int]] = deque()  #: When looks were, and how many jobs left.
         self._adapted_at: datetime | None = None
+        self._slowed_at: dict[Endpoint, datetime] = {}
         self._ceilings = Ceilings(settings.max_in_flight)
 
     def run_once(self) -> Look:
@@ -84,7 +92,8 @@ class Dispatch:
         self, transaction: Transaction, token: str, survey: Mapping[str, Any]
     ) -> tuple[list[dict[str, Any]], float | None, bool]:
         """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
-        most = min(self._settings.max_in_flight, survey["slots"] + SPARE_JOBS) if survey["slots"] else 0
+        spare = spare_jobs(self._left, survey["present"])
+        most = min(self._settings.max_in_flight, survey["slots"] + spare) if survey["slots"] else 0
         room = most - survey["in_flight"]
         if room <= 0:
             return [], None, True
@@ -92,7 +101,7 @@ class Dispatch:
         waiting = [lane for lane in lanes_with_work(transaction) if lane.credential not in paused]
         known = _in_turn([lane for lane in waiting if _is_known(transaction, lane)], self._looks)
         self._looks += 1
-        allowance = Allowance(self._settings, survey["present"])
+        allowance = Allowance(self._settings, survey["present"], self._slowed_at)
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.own, lane.account)])
         self._adapt(transaction, allowance, survey["present"])
         flying = by_endpoint(in_flight(transaction)) if self._ceilings.any() else {}
@@ -117,6 +126,7 @@ class Dispatch:
         )
         if not allowance.keep(transaction, self._holder):
             raise _LeadLost
+        self._left.append((survey["present"], len(marked)))
         taken = {job["id"]: job for job in marked}
         left = {lane for *_, job_id, lane in order if job_id not in chosen}
         # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
@@ -129,19 +139,27 @@ class Dispatch:
         return [taken[job_id] for job_id in chosen if job_id in taken], again, full
 
     def _adapt(self, transaction: Transaction, allowance: Allowance, present: datetime) -> None:
-        """Slow down what Stripe's answers of the last second say is too fast; once a second at most."""
+        """Slow down what Stripe's answers of the last second say is too fast; each limit once a second at most."""
         elapsed = ADAPT_EVERY_SECONDS if self._adapted_at is None else (present - self._adapted_at).total_seconds()
         if 0 <= elapsed < ADAPT_EVERY_SECONDS:
             return
         self._adapted_at = present
         self._ceilings.recover(elapsed)
-        for limited in limited_lately(transaction, ADAPT_EVERY_SECONDS):
+        for limited in limited_lately(transaction, self._slowed_at):
+            since_slowed = (present - self._slowed_at.get(limited.key, LONG_AGO)).total_seconds()
+            if 0 <= since_slowed < SLOW_EVERY_SECONDS:
+                continue
+            if limited.key not in allowance.buckets:
+                allowance.read(transaction, [limited.key])
+            is_slowed = not limited.concerns_concurrency and allowance.is_slowed(limited.key)
+            factor = slowing(limited.answers, limited.rate_limited, is_slowed=is_slowed)
+            if factor is None:
+                continue
             if limited.concerns_concurrency:
                 self._ceilings.lower(limited.key, by_endpoint(in_flight(transaction)))
             else:
-                if limited.key not in allowance.buckets:
-                    allowance.read(transaction, [limited.key])
-                allowance.slow(limited.key)
+                allowance.slow(limited.key, factor)
+            self._slowed_at[limited.key] = present
             log.warning("slowed", credential=limited.key.credential, endpoint=limited.key.kind, reason=limited.reason)
 
     def _publish_all(self, taken: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -154,6 +172,13 @@ class Dispatch:
                 log.warning("publishing failed", job_id=job["id"], jobs=len(left), error=type(error).__name__)
                 return left
         return []
+
+
+def spare_jobs(left: deque[tuple[datetime, int]], present: datetime) -> int:
+    """How many jobs may leave beyond the free threads, after so many left at these times; forgets the older ones."""
+    while left and not timedelta(0) <= present - left[0][0] < timedelta(seconds=1):
+        left.popleft()
+    return min(sum(count for _, count in left) // JOBS_PER_SPARE, SPARE_JOBS)
 
 
 def _survey(transaction: Transaction, holder: str) -> dict[str, Any]:

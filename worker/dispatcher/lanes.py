@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import (
     Select,
     Update,
     bindparam,
-    func,
+    exists,
     literal,
     select,
     tuple_,
@@ -28,11 +29,13 @@ from customer_jobs.schema import attempts, is_waiting, jobs, lanes
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import Kind, Priority, Verdict
 from worker.dispatcher.leader import leads
-from worker.dispatcher.limits import Bucket, is_limiting
+from worker.dispatcher.limits import Bucket
 from worker.settings import Settings
 
 AGEING_SECONDS = 15 * 60  #: A job due for longer counts one priority higher.
 CLOCK_STEP = timedelta(seconds=10)  #: A clock set back by more is believed, or nothing would leave until it is there.
+COUNTED_SECONDS = 1.0  #: Stripe's answers of so long say whether a limit was met.
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 LANES_AT_ONCE = 25  #: In one statement, four parts each.
 #: Source: https://docs.stripe.com/rate-limits
 ACCOUNT_LIMIT_LIVE_PER_SECOND = 100.0
@@ -99,9 +102,10 @@ def _next_of(place: int, priority: Priority) -> Select[Any]:
 class Allowance:
     """The buckets of some endpoints, read and locked for the length of a transaction."""
 
-    def __init__(self, settings: Settings, present: datetime) -> None:
+    def __init__(self, settings: Settings, present: datetime, slowed_at: Mapping[Endpoint, datetime]) -> None:
         self._settings = settings
         self._present = present
+        self._slowed_at = slowed_at
         self.buckets: dict[Endpoint, Bucket] = {}
         self.paused: set[Endpoint] = set()
         self._changed: set[Endpoint] = set()
@@ -123,7 +127,8 @@ class Allowance:
             key = Endpoint(row["credential"], row["stripe_account"], row["kind"])
             limit = self._limit(key)
             elapsed = (self._present - row["refilled_at"]).total_seconds()
-            self.buckets[key] = Bucket(row["tokens"], limit, min(row["rate"], limit)).refilled(elapsed)
+            quiet = (self._present - self._slowed_at.get(key, LONG_AGO)).total_seconds()
+            self.buckets[key] = Bucket(row["tokens"], limit, min(row["rate"], limit)).refilled(elapsed, quiet)
             self._refilled_at[key] = _later(self._present, row["refilled_at"])
             if row["paused_at"] is not None:
                 self.paused.add(key)
@@ -144,10 +149,14 @@ class Allowance:
             self.buckets[key] = self.buckets[key].spent(1)
             self._changed.add(key)
 
-    def slow(self, key: Endpoint) -> None:
+    def slow(self, key: Endpoint, factor: float) -> None:
         """Give way to a limit that Stripe has shown."""
-        self.buckets[key] = self.buckets[key].slowed()
+        self.buckets[key] = self.buckets[key].slowed(factor)
         self._changed.add(key)
+
+    def is_slowed(self, key: Endpoint) -> bool:
+        """Whether a rate is below what the settings allow."""
+        return self.buckets[key].rate < self.buckets[key].limit
 
     def keep(self, transaction: Transaction, holder: str) -> bool:
         """Write down what time alone does not bring back, for the next look or the next leader.
@@ -207,31 +216,40 @@ def _keep_statement(holder: str) -> Update:
 
 @dataclass(frozen=True)
 class Limited:
-    """A limit that Stripe showed within the last second."""
+    """What the last second's answers say of one of Stripe's limits that turned calls away."""
 
-    lane: Lane
+    key: Endpoint  #: What the limit applies to.
     reason: str  #: Stripe-Rate-Limited-Reason, or '' where it was not said.
+    answers: int
+    rate_limited: int
 
     @property
     def concerns_concurrency(self) -> bool:
         """Whether too many calls were under way, rather than too many begun."""
         return self.reason.endswith("-concurrency")
 
-    @property
-    def key(self) -> Endpoint:
-        """What has to slow down."""
-        return self.lane.account if self.reason.startswith("global-") else self.lane.endpoint
+
+def limited_lately(transaction: Transaction, slowed_at: Mapping[Endpoint, datetime]) -> list[Limited]:
+    """The limits that turned calls away within the last second; what left before a slowing no longer counts."""
+    answers: Counter[Endpoint] = Counter()
+    limited: Counter[tuple[Endpoint, str]] = Counter()
+    for *columns, started_at, verdict, reason in (tuple(row.values()) for row in transaction.rows(_answers_query())):
+        lane = Lane(*columns)
+        counted = [key for key in (lane.endpoint, lane.account) if started_at > slowed_at.get(key, LONG_AGO)]
+        answers.update(counted)
+        if verdict == Verdict.RATE_LIMITED:
+            key = lane.account if (reason or "").startswith("global-") else lane.endpoint
+            limited.update([(key, reason or "")] if key in counted else [])
+    return [Limited(key, reason, answers[key], count) for (key, reason), count in limited.items()]
 
 
-def limited_lately(transaction: Transaction, seconds: float) -> Sequence[Limited]:
-    """The limits that the answers of the last moments show."""
-    limited = attempts.c.verdict == Verdict.RATE_LIMITED.value
-    reason = func.coalesce(func.max(attempts.c.rate_limited_reason), "").label("reason")
-    query = (
-        select(*LANE_COLUMNS, func.count().label("answers"), func.count().filter(limited).label("limited"), reason)
+@cache
+def _answers_query() -> Select[Any]:
+    lately = (attempts.c.finished_at > now(-COUNTED_SECONDS), attempts.c.http_status.is_not(None))
+    turned_away = select(attempts.c.job_id).where(*lately, attempts.c.verdict == Verdict.RATE_LIMITED.value)
+    # Nearly always nothing was turned away: then this is one look into an index.
+    return (
+        select(*LANE_COLUMNS, attempts.c.started_at, attempts.c.verdict, attempts.c.rate_limited_reason)
         .join(attempts, attempts.c.job_id == jobs.c.id)
-        .where(attempts.c.finished_at > now(-seconds), attempts.c.http_status.is_not(None))
-        .group_by(*LANE_COLUMNS)
+        .where(*lately, exists(turned_away))
     )
-    rows = (tuple(row.values()) for row in transaction.rows(query))
-    return [Limited(Lane(*lane), reason) for *lane, answers, count, reason in rows if is_limiting(answers, count)]

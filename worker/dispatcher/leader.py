@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BindParameter, ColumnElement, exists, or_, select, update
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, exists, or_, select, update
 
 from customer_jobs.database import Transaction
 from customer_jobs.schema import leases
@@ -52,4 +55,9 @@ def leads(holder: str | BindParameter[str]) -> ColumnElement[bool]:
 
 def still_leads(transaction: Transaction, holder: str) -> bool:
     """Whether `holder` leads: one that was stopped and goes on finds out before it writes."""
-    return bool(transaction.value(select(leads(holder))))
+    return bool(transaction.value(_leading(), {"of_holder": holder}))
+
+
+@cache
+def _leading() -> Select[Any]:
+    return select(leads(bindparam("of_holder")))

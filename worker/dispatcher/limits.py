@@ -10,8 +10,15 @@ CAPACITY_TOKENS = 2.0
 CAPACITY_SECONDS = 0.08
 #: What is handed out of a limit: the rest absorbs the jitter of the way to Stripe.
 SHARE = 0.99
-#: After a slowing, the whole limit is regained in so many seconds, a little at a time.
-RECOVERY_SECONDS = 20.0
+#: A limit that has been quiet for long is regained whole in so many seconds, a little at a time.
+RECOVERY_SECONDS = 10.0
+#: So long after Stripe last turned calls away the rate is only felt for, by this share of the limit each second; then
+#: the steps grow, by that share more each second: near Stripe's limit a rate stays near it, and comes back soon.
+FEEL_SECONDS = 3.0
+FEEL_SHARE = 0.004
+GROWTH_SHARE = 0.04
+HALF = 0.5  #: What a rate that meets a limit is multiplied by: Stripe may have lowered it to anything.
+A_LITTLE = 0.8  #: The same for one that is coming back: it was just below.
 FLOOR_PER_SECOND = 1.0  #: However often it was slowed: one call a second finds out that the limit has gone.
 #: A limiter answers with a few 429 now and then; this many in a second, and this share of the answers, are a limit.
 SLOW_AFTER_ANSWERS = 3
@@ -31,10 +38,14 @@ class Bucket:
         """Begins with one token: neither with a burst nor with a wait."""
         return cls(tokens=1.0, limit=limit, rate=limit)
 
-    def refilled(self, elapsed_seconds: float) -> Bucket:
-        """The bucket after some time; a clock that went backwards adds nothing."""
+    def refilled(self, elapsed_seconds: float, quiet_seconds: float = float("inf")) -> Bucket:
+        """The bucket after some time, so long after Stripe last turned calls away.
+
+        A clock that went backwards adds nothing.
+        """
         elapsed = max(elapsed_seconds, 0.0)
-        rate = min(self.rate + self.limit * elapsed / RECOVERY_SECONDS, self.limit)
+        growth = min(FEEL_SHARE + GROWTH_SHARE * max(quiet_seconds - FEEL_SECONDS, 0.0), 1 / RECOVERY_SECONDS)
+        rate = min(self.rate + self.limit * growth * elapsed, self.limit)
         tokens = min(self.tokens + elapsed * self.rate * SHARE, self.capacity)
         return replace(self, tokens=tokens, rate=rate)
 
@@ -42,9 +53,9 @@ class Bucket:
         """The bucket after handing out so many calls."""
         return replace(self, tokens=self.tokens - calls)
 
-    def slowed(self) -> Bucket:
+    def slowed(self, factor: float = HALF) -> Bucket:
         """The bucket after Stripe turned calls away."""
-        rate = min(max(self.rate / 2, FLOOR_PER_SECOND), self.rate)  # A limit may be below the floor.
+        rate = min(max(self.rate * factor, FLOOR_PER_SECOND), self.rate)  # A limit may be below the floor.
         return replace(self, tokens=min(self.tokens, 0.0), rate=rate)
 
     @property
@@ -63,6 +74,11 @@ class Bucket:
         return max(calls - self.tokens, 0.0) / (self.rate * SHARE)
 
 
-def is_limiting(answers: int, rate_limited: int) -> bool:
-    """Whether a second's answers say that a limit was met."""
-    return rate_limited >= SLOW_AFTER_ANSWERS and rate_limited > SLOW_AFTER_SHARE * answers
+def slowing(answers: int, rate_limited: int, *, is_slowed: bool) -> float | None:
+    """What the last second's answers multiply a rate by; None: they show no limit.
+
+    A rate that was slowed and comes back meets the limit it was slowed for: one answer tells.
+    """
+    if rate_limited >= SLOW_AFTER_ANSWERS and rate_limited > SLOW_AFTER_SHARE * answers:
+        return HALF
+    return A_LITTLE if is_slowed and rate_limited else None

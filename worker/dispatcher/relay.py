@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import redis
 import structlog
-from sqlalchemy import Engine, select, update
+from sqlalchemy import ColumnElement, Engine, Select, Update, bindparam, select, update
 
 from customer_jobs.database import reading, writing
 from customer_jobs.events import stream_entry
 from customer_jobs.schema import events
 from customer_jobs.sql import now
-from worker.dispatcher.leader import leads, still_leads
+from worker.dispatcher.leader import leads
 
 BATCH_SIZE = 200  #: Events in one transaction and one round trip.
 REDIS_TIMEOUT_SECONDS = 2  #: A Redis that hangs costs the relay this long, and nobody else anything.
@@ -42,10 +45,7 @@ class Relay:
     def run_once(self) -> int:
         """Publish the oldest unpublished events; how many. Raises RedisError when they could not be."""
         with reading(self._engine) as transaction:
-            if not still_leads(transaction, self._holder):
-                return 0
-            oldest = select(*events.c).where(events.c.published_at.is_(None)).order_by(events.c.seq).limit(BATCH_SIZE)
-            rows = transaction.rows(oldest)
+            rows = transaction.rows(_oldest(), {"of_holder": self._holder})
         if not rows:
             return 0
         pipeline = self._client.pipeline(transaction=False)
@@ -54,6 +54,22 @@ class Relay:
         pipeline.execute()
         with writing(self._engine) as transaction:
             # One that was stopped since leaves them to whoever leads now: twice on the stream is better than never.
-            these = (events.c.seq.in_([row["seq"] for row in rows]), events.c.published_at.is_(None))
-            published = update(events).where(*these, leads(self._holder))
-            return transaction.change(published.values(published_at=now()))
+            published = {"of_holder": self._holder, "published": [row["seq"] for row in rows]}
+            return transaction.change(_publishing(), published)
+
+
+# Built once: every job passes here.
+@cache
+def _oldest() -> Select[Any]:
+    of_leader = leads(bindparam("of_holder"))
+    return select(*events.c).where(_unpublished(), of_leader).order_by(events.c.seq).limit(BATCH_SIZE)
+
+
+@cache
+def _publishing() -> Update:
+    these = events.c.seq.in_(bindparam("published", expanding=True))
+    return update(events).where(these, _unpublished(), leads(bindparam("of_holder"))).values(published_at=now())
+
+
+def _unpublished() -> ColumnElement[bool]:
+    return events.c.published_at.is_(None)
