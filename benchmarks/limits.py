@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from benchmarks import cost, peers
@@ -28,6 +29,7 @@ from benchmarks.line import Line, table
 from benchmarks.parts import Stage, enqueue, machine, postgres, stage
 from customer_jobs import CustomerJobs
 from customer_jobs.vocabulary import Kind, Priority
+from worker.process import THREADS
 
 STRIPE_SECONDS = (0.2, 0.3)  #: What Stripe takes for a customer.
 CUT_RATE = 10.0
@@ -94,7 +96,7 @@ def ours(
         enqueue(on.engine, count)
         log = answered(on, count)
     bucket = f"bucket of {bucket_seconds * RATE:.0f}"
-    what = f"creates at {RATE:.0f}/s, {bucket}, {workers} worker{'s' * (workers > 1)}"
+    what = f"creates at {RATE:.0f}/s, {bucket}, {counted(workers)}"
     return Line.of_allowance(what, count, used(log), turned_away(log), least, most_turned_away)
 
 
@@ -125,17 +127,22 @@ def cut(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
 
 
 def together(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
-    """Creates and fetches share an account that allows both."""
+    """Creates and fetches share an account that allows both, and the threads of one worker or of two."""
     limits = {"rate_limit": RATE, "account_rate_limit": 4 * RATE, "rate_bucket_seconds": BUCKET_SECONDS}
-    with stage(postgres_url, latency_seconds=STRIPE_SECONDS, **limits) as on:
-        on.start_workers(RATE_LIMIT_ACCOUNT=f"{4 * RATE:.0f}")
-        for kind in (Kind.CUSTOMER_CREATE, Kind.CUSTOMER_FETCH):
-            enqueue(on.engine, sizes.creates, kind)
-        answered(on, sizes.creates, "create")
-        log = answered(on, sizes.creates, "retrieve")
-    for name, endpoint in (("creates", "create"), ("fetches", "retrieve")):
-        what = f"creates and fetches together, {RATE:.0f}/s each: {name}"
-        yield Line.of_allowance(what, sizes.creates, used(log, endpoint), turned_away(log, endpoint), 0.97, 0.001)
+    for workers in (1, 2):
+        with stage(postgres_url, latency_seconds=STRIPE_SECONDS, **limits) as on:
+            on.start_workers(workers, RATE_LIMIT_ACCOUNT=f"{4 * RATE:.0f}")
+            for kind in (Kind.CUSTOMER_CREATE, Kind.CUSTOMER_FETCH):
+                enqueue(on.engine, sizes.creates, kind)
+            answered(on, sizes.creates, "create")
+            log = answered(on, sizes.creates, "retrieve")
+        for name, endpoint in (("creates", "create"), ("fetches", "retrieve")):
+            what = f"creates and fetches at once, {counted(workers)}: {name}"
+            yield Line.of_allowance(what, sizes.creates, used(log, endpoint), turned_away(log, endpoint), 0.97, 0.001)
+
+
+def counted(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}"
 
 
 def enqueue_urgent(jobs: CustomerJobs, on: Stage) -> tuple[str, float]:
@@ -172,7 +179,7 @@ def slow_stripe(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
     with stage(postgres_url, latency_seconds=SLOW_SECONDS, rate_limit=RATE) as on:
         enqueue(on.engine, sizes.waiting_slow, priority=Priority.BULK)
         on.start_workers()
-        on.stripe.wait_until(lambda log: len(let_through(log, "create")) >= peers.THREADS, ENOUGH_SECONDS)
+        on.stripe.wait_until(lambda log: len(let_through(log, "create")) >= THREADS, ENOUGH_SECONDS)
         jobs, committed = CustomerJobs(on.engine), {}
         for _ in range(sizes.urgent_slow):
             key, before = enqueue_urgent(jobs, on)
@@ -235,7 +242,8 @@ def main() -> None:
         parser.error(f"unknown row {', '.join(sorted(unknown))}; known are {', '.join(ROWS)}")
     before = os.getloadavg()[0]
     lines: list[Line] = []
-    with postgres() as postgres_url:
+    # Ctrl-C ends all programs, and what was measured by then is printed.
+    with suppress(KeyboardInterrupt), postgres() as postgres_url:
         for name in arguments.rows or ROWS:
             sys.stderr.write(f"{name} ...\n")
             for line in ROWS[name](None if arguments.sqlite else postgres_url, QUICK if arguments.quick else Sizes()):
