@@ -106,6 +106,7 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
             ) from error
         if engine.dialect.driver == "psycopg":
             connect_patiently(engine)
+            event.listen(engine, "connect", _read_odd_times)
         event.listen(engine, "connect", _prepare_postgresql)
         _ping_unless_used_lately(engine)
     return in_our_schema(engine, schema)
@@ -209,6 +210,27 @@ def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_SECONDS}s'")
     connection.commit()
+
+
+def _read_odd_times(connection: Any, _: ConnectionPoolEntry) -> None:
+    """PostgreSQL knows infinity and the year 20,000; a row that has them must not spoil the whole query."""
+    from psycopg import DataError
+    from psycopg.adapt import Loader
+
+    loads = connection.adapters.get_loader(connection.adapters.types["timestamptz"].oid, 0)
+
+    class OddTime(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._load = loads(oid, context).load
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._load(data)
+            except DataError:
+                return None
+
+    connection.adapters.register_loader("timestamptz", OddTime)
 
 
 def _ping_unless_used_lately(engine: Engine) -> None:

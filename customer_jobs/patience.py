@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event
 
 PING_SECONDS = 1.5  #: A server that is there answers a ping at once.
 #: After so much silence in the middle of a statement, another connection finds out whether the server is still there:
-#: one that waits for a lock, or has much to do, is waited for.
+#: one that waits for a lock, or has much to do, is waited for, and looked at again after twice the time.
 SILENCE_SECONDS = 2.0
 PROBE_SECONDS = 2  #: For that connection; libpq takes no less.
 #: A network path that died between two servers that live; no statement of ours takes so long, but for a migration's.
@@ -77,17 +77,16 @@ def _connection_class() -> Any:
         def _limited(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
             """The same steps; while nothing arrives, psycopg comes by here every tenth of a second."""
             began = looked_at = time.monotonic()
+            silence_seconds = PING_SECONDS if self.is_ping else SILENCE_SECONDS
             try:
                 wanted = next(gen)
                 while True:
                     ready = yield wanted
-                    if ready == _NOTHING_YET:
-                        silent = time.monotonic() - looked_at
-                        if silent > (PING_SECONDS if self.is_ping else SILENCE_SECONDS):
-                            if self.is_ping or time.monotonic() - began > self.longest_seconds or not self.is_there():
-                                self.pgconn.finish()  # What it was asked may still be answered, to nobody.
-                                raise psycopg.OperationalError("the server does not answer")
-                            looked_at = time.monotonic()
+                    if ready == _NOTHING_YET and time.monotonic() - looked_at > silence_seconds:
+                        if self.is_ping or time.monotonic() - began > self.longest_seconds or not self.is_there():
+                            self.pgconn.finish()  # What it was asked may still be answered, to nobody.
+                            raise psycopg.OperationalError("the server does not answer")
+                        looked_at, silence_seconds = time.monotonic(), 2 * silence_seconds
                     wanted = gen.send(ready)
             except StopIteration as end:
                 return end.value
@@ -98,6 +97,7 @@ def _connection_class() -> Any:
 def _answers(connect: Callable[[], Any]) -> bool:
     try:
         connect().close()
-    except Exception:  # noqa: BLE001 - whatever keeps a connection from coming about
-        return False
+    except Exception as error:  # noqa: BLE001 - whatever keeps a connection from coming about
+        # Its own words, such as "too many clients already".
+        return "FATAL" in str(error)
     return True
