@@ -90,11 +90,11 @@ def test_what_may_take_any_time_does(engine: Engine, monkeypatch: pytest.MonkeyP
 
 
 def test_a_server_that_takes_no_more_connections_is_there(
-    engine: Engine, empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, postgres_url: str, empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "SILENCE_SECONDS", 0.1)
     with engine.connect() as connection:
-        with servers.connect(empty_postgres_url) as owner:
+        with servers.connect(postgres_url) as owner:
             database = str(engine.url.database)
             owner.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(database)))
 

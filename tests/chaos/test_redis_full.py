@@ -1,0 +1,96 @@
+"""A Redis that has no room left: the worker ends, its supervisor starts it again, and nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from customer_jobs import CustomerJobs, Job
+from customer_jobs.broker import PREFIX, QUEUE
+from customer_jobs.embedded import wait_until
+from customer_jobs.events import DEFAULT_STREAM
+from tests.acceptance.stack import CHECKOUT, email
+from tests.integration.test_cli_local import command, get, workers
+
+SOON_SECONDS = 60.0
+MANY_BYTES = 1_000_000
+
+
+def post(url: str) -> None:
+    urllib.request.urlopen(urllib.request.Request(url, data=b"{}"), timeout=5).close()
+
+
+@contextmanager
+def full(client: redis.Redis) -> Iterator[None]:
+    """Redis refuses whatever needs room until the block ends; a message that is taken out makes too little."""
+    client.set("ballast", b"x" * 2 * MANY_BYTES)
+    client.config_set("maxmemory", client.info("memory")["used_memory"] - MANY_BYTES)
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        client.set("more", b"")
+    yield
+    client.delete("ballast")
+
+
+def refusals(client: redis.Redis) -> int:
+    """How often Redis said that it has no room, by its own count."""
+    return int(client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"])
+
+
+@pytest.mark.slow
+def test_a_worker_that_a_full_redis_ends_comes_back_and_no_job_is_lost(tmp_path: Path) -> None:
+    with command("dev", "--data", str(tmp_path)) as dev:
+        stripe = dev.read_until(r"Stripe +(http://127\.0\.0\.1:\d+)")[1]
+        jobs = CustomerJobs(dev.read_until("export DATABASE_URL=(.+)$")[1])
+        client = redis.Redis.from_url(dev.read_until("export REDIS_URL=(.+)$")[1], protocol=2)
+        dev.read_until("events --follow")
+        (first,) = workers(dev.process.pid)
+        # Sixteen threads wait for Stripe, and messages wait in Redis: taking one needs room there.
+        post(f"{stripe}/_sandbox/hold")
+        made = [create(jobs) for _ in range(20)]
+        wait_until(lambda: client.llen(PREFIX + QUEUE), SOON_SECONDS, "messages wait in Redis")
+
+        with full(client):
+            before = refusals(client)
+            post(f"{stripe}/_sandbox/release")
+            dev.read_until(r"worker ended with exit code \d+; starting it again in 1 s")
+            met = refusals(client) - before
+            made += [create(jobs) for _ in range(5)]
+        wait_until(lambda: workers(dev.process.pid) - {first}, SOON_SECONDS, "another worker")
+
+        ended = [jobs.wait(job.id, SOON_SECONDS) for job in made]
+        assert met > 0
+        assert {(job.state, job.outcome) for job in ended} <= {("succeeded", "created"), ("succeeded", "replayed")}
+        customers = get(f"{stripe}/_sandbox/customers")
+        assert sorted(each["id"] for each in customers) == sorted(str(job.customer_id) for job in ended)
+        wait_until(lambda: arrived(client) >= {job.id for job in made}, SOON_SECONDS, "every event is on the stream")
+        assert dev.end(signal.SIGTERM) == 0
+        client.close()
+        jobs.engine.dispose()
+
+
+def create(jobs: CustomerJobs) -> Job:
+    return jobs.create_customer({"email": email()})
+
+
+def arrived(client: redis.Redis) -> set[str]:
+    """The jobs whose events are on the stream."""
+    entries: Any = client.xrange(DEFAULT_STREAM)
+    return {fields[b"subject"].decode() for _, fields in entries}
+
+
+def test_compose_starts_again_what_ends() -> None:
+    services = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["services"]
+
+    restarts = {name: service["restart"] for name, service in services.items()}
+
+    assert restarts.pop("migrate") == "no"
+    assert set(restarts.values()) == {"unless-stopped"}
+    assert "worker" in restarts
