@@ -6,16 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 
-import psycopg
 import pytest
-from psycopg.sql import SQL, Identifier
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from customer_jobs import patience
 from customer_jobs.database import open_engine
 from customer_jobs.patience import for_as_long_as_it_takes
-from tests import servers
 from tests.proxy import Proxy
 
 
@@ -87,17 +84,3 @@ def test_what_may_take_any_time_does(engine: Engine, monkeypatch: pytest.MonkeyP
             connection.execute(text("SELECT pg_sleep(0.5)"))
 
         assert driver.longest_seconds == 0.2
-
-
-def test_a_server_that_takes_no_more_connections_is_there(
-    engine: Engine, postgres_url: str, empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(patience, "SILENCE_SECONDS", 0.1)
-    with engine.connect() as connection:
-        with servers.connect(postgres_url) as owner:
-            database = str(engine.url.database)
-            owner.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(database)))
-
-        assert connection.scalar(text("SELECT 1 FROM pg_sleep(0.5)")) == 1
-    with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
-        servers.connect(empty_postgres_url)
