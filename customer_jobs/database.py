@@ -118,12 +118,14 @@ def in_our_schema(engine: Engine, schema: str | None = None) -> Engine:
 
 
 def _options(dialect_name: str, schema: str | None) -> dict[str, Any]:
-    return {"schema_translate_map": schema_map(dialect_name, schema)}
+    places = schema_map(dialect_name, schema)
+    return {"schema_translate_map": places} if places else {}
 
 
 def schema_map(dialect_name: str, schema: str | None = None) -> dict[str, str | None]:
-    """Where a statement on our tables finds them."""
-    return {SCHEMA: None if dialect_name == "sqlite" else schema or schema_name()}
+    """Where a statement on our tables finds them, if not where they are declared."""
+    name = None if dialect_name == "sqlite" else schema or schema_name()
+    return {} if name == SCHEMA else {SCHEMA: name}
 
 
 class Transaction:
@@ -135,7 +137,7 @@ class Transaction:
     def __init__(self, connection: Connection, schema: str | None = None) -> None:
         self.dialect_name = connection.dialect.name
         self._connection = connection
-        self._options = _options(connection.dialect.name, schema)
+        self._options = _options(self.dialect_name, schema) or None
 
     def rows(self, statement: Executable, parameters: Any = None) -> list[dict[str, Any]]:
         """What a statement returns, each row by the names of its columns."""

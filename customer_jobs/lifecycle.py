@@ -333,16 +333,15 @@ def succeed(transaction: Transaction, held: Claim, success: Success, entry: Entr
     """Record the end the job was made for; False if somebody else was faster."""
     complete_attempt(transaction, held, entry)
     ending = {
-        "given_id": held.job["id"],
-        "given_token": held.lease_token,
         "outcome": success.outcome,
         "customer_id": success.customer.get("id"),
         "livemode": success.livemode,
         "result": success.result(),
     }
-    row = transaction.row(_succeeding(), ending)
-    if row is None:
+    if not transaction.change(_succeeding(), {"given_id": held.job["id"], "given_token": held.lease_token} | ending):
         return False
+    # Nothing else of a job changes while its lease is held.
+    row = held.job | ending | {"state": State.SUCCEEDED, "error": None}
     if success.outcome in {Outcome.LINKED, Outcome.FRESH}:
         link_copy(transaction, row)
     else:
@@ -360,7 +359,7 @@ def _succeeding() -> Executable:
         jobs.c.lease_token == _given("token", jobs.c.lease_token),
     )
     # What Stripe answered is given when it is executed, by the names of its columns.
-    return update(jobs).where(*held).values(finished_at=now(), **values).returning(*jobs.c)
+    return update(jobs).where(*held).values(finished_at=now(), **values)
 
 
 def retry_later(

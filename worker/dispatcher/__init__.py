@@ -25,8 +25,10 @@ from worker.settings import Settings
 
 CLOCK_SECONDS = 0.5  #: Nothing waits longer than this for a wake-up that got lost.
 #: While every thread is busy, jobs that end within this are followed by one look at the table instead of one each.
-GATHER_JOBS_SECONDS = 0.02
-GATHER_EVENTS_SECONDS = 0.01  #: The same for events behind one that was just published.
+GATHER_JOBS_SECONDS = 0.03
+#: Behind one that was just published, events gather for so many times what publishing took: a few milliseconds, and
+#: more where there is much to do.
+GATHER_EVENTS = 4
 LIFE_EVERY_SECONDS = 2  #: Signs of life; a worker counts as silent after ten seconds.
 RESCUE_EVERY_SECONDS = 1  #: A lease that ran out is noticed within a second.
 PRUNE_EVERY_SECONDS = 60  #: Nothing is in a hurry to be forgotten.
@@ -161,11 +163,12 @@ class Dispatcher:
 
     def _relay_once(self) -> None:
         self._wakeup.events.clear()
+        began = time.monotonic()
         published = self._relay.run_once() if self._leads.is_set() else 0
         if published == 0:
             self._wakeup.events.wait(CLOCK_SECONDS)
         elif published < BATCH_SIZE:
-            self._stopped.wait(GATHER_EVENTS_SECONDS)
+            self._stopped.wait(GATHER_EVENTS * (time.monotonic() - began))
 
     def _rescue_once(self) -> None:
         if self._leads.is_set() and upkeep.rescue(self._engine, self._holder, self._abandon):
