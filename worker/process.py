@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 THREADS = 16  #: A call to Stripe takes a few hundred milliseconds of waiting: 16 threads reach well over 25 a second.
 #: Threads that wait for one another's turn wait so long at most; Python's 5 ms, a few times over, is what a job feels.
-SWITCH_SECONDS = 0.002
+SWITCH_SECONDS = 0.001
 DATABASE_PAUSE_SECONDS = 2.0  #: Between two tries to reach the database while the worker starts.
 DISPATCHER_CONNECTIONS = 8  #: One for each of its threads, and a few to spare.
 
