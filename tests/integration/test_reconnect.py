@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from customer_jobs.schema import leases
 from tests.builders import rows, settings_for
 from tests.proxy import Proxy
 from worker.app import app
-from worker.broker import RECONNECT_SECONDS, PromptConsumer
+from worker.broker import GATHER_EVENTS_SECONDS, RECONNECT_SECONDS, PromptConsumer
 from worker.dispatcher import Dispatcher
 
 
@@ -34,6 +35,35 @@ def test_the_pauses_between_two_tries_do_not_grow(
 
     pauses = [line.partition("Trying again in ")[2].partition(" seconds")[0] for line in caplog.messages]
     assert pauses == [f"{RECONNECT_SECONDS:.2f}"] * 3
+
+
+class Loop:
+    """Celery's event loop, as far as it plans things."""
+
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], None]] = []
+        self.later: list[tuple[float, Callable[[], None]]] = []
+
+    def call_soon(self, work: Callable[..., None], *arguments: Any) -> None:
+        self.soon.append(lambda: work(*arguments))
+
+    def call_later(self, seconds: float, work: Callable[[], None]) -> None:
+        self.later.append((seconds, work))
+
+
+def test_the_events_of_tasks_gather_and_leave_in_one_message() -> None:
+    consumer, loop, flushed = PromptConsumer.__new__(PromptConsumer), Loop(), []
+    consumer.hub, consumer._flush_events = loop, lambda: flushed.append(True)
+
+    for _ in range(2):
+        for _ in range(100):
+            consumer.on_send_event_buffered()
+        loop.soon.pop()()
+        seconds, flush = loop.later.pop()
+        flush()
+
+        assert (seconds, loop.soon, loop.later) == (GATHER_EVENTS_SECONDS, [], [])
+    assert flushed == [True, True]
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete
 
+from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
 from customer_jobs.lifecycle import Claim
 from customer_jobs.sandbox import Sandbox
@@ -28,7 +29,7 @@ from tests.builders import (
     later,
     ledger,
 )
-from worker.dispatcher.upkeep import rescue
+from worker.dispatcher.upkeep import Overdue, overdue, rescue
 from worker.retry import CREATE_WINDOW, RetryPolicy
 
 TOKEN = "0b1c9f1e-5b0c-4b55-9d2f-0c8b1b0f6a1d"
@@ -53,6 +54,21 @@ def rescued(worker: Worker, holder: str | None = None) -> int:
         return worker.runner.abandon(transaction, held, RetryPolicy(window=window))
 
     return rescue(worker.engine, holder or worker.holder, abandon)
+
+
+def test_a_look_says_what_is_overdue(engine: Engine) -> None:
+    quiet = overdue(engine)
+    job_id = add_job(engine)
+    later(engine, 3600, job_id)
+    waiting = overdue(engine)
+    later(engine, 3600, dispatched(engine))
+    with writing(engine) as transaction:
+        lifecycle.cancel(transaction, job_id)
+
+    late = overdue(engine)
+
+    assert (quiet, waiting) == (Overdue(leases=False, events=False),) * 2
+    assert late == Overdue(leases=True, events=True)
 
 
 def abandoned_fetch(engine: Engine, job_id: str | None = None, seconds: float = 16) -> str:

@@ -30,7 +30,7 @@ GATHER_JOBS_SECONDS = 0.03
 #: more where there is much to do.
 GATHER_EVENTS = 4
 LIFE_EVERY_SECONDS = 2  #: Signs of life; a worker counts as silent after ten seconds.
-RESCUE_EVERY_SECONDS = 1  #: A lease that ran out is noticed within a second.
+RESCUE_EVERY_SECONDS = 1  #: A lease that ran out, or an event that nobody rang for, is noticed within a second.
 PRUNE_EVERY_SECONDS = 60  #: Nothing is in a hurry to be forgotten.
 PRUNE_PAUSE_SECONDS = 0.2  #: Between two batches, so that pruning leaves room for work.
 PAUSE_AFTER_ERROR_SECONDS = 1.0  #: Before a loop goes on that failed.
@@ -166,13 +166,17 @@ class Dispatcher:
         began = time.monotonic()
         published = self._relay.run_once() if self._leads.is_set() else 0
         if published == 0:
-            self._wakeup.events.wait(CLOCK_SECONDS)
+            self._wakeup.events.wait()
         elif published < BATCH_SIZE:
             self._stopped.wait(GATHER_EVENTS * (time.monotonic() - began))
 
     def _rescue_once(self) -> None:
-        if self._leads.is_set() and upkeep.rescue(self._engine, self._holder, self._abandon):
-            self._wakeup.ring()
+        if self._leads.is_set():
+            overdue = upkeep.overdue(self._engine)
+            if overdue.events:
+                self._wakeup.events.set()
+            if overdue.leases and upkeep.rescue(self._engine, self._holder, self._abandon):
+                self._wakeup.ring()
         self._stopped.wait(RESCUE_EVERY_SECONDS)
 
     def _door_once(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, exists, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, Executable, Select, bindparam, exists, or_, select, update
 
-from customer_jobs.database import Transaction
+from customer_jobs.database import Transaction, insert_of
 from customer_jobs.schema import leases
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import LOOK_COUNTS_SECONDS, Lease
@@ -19,14 +19,19 @@ LOOK_EVERY_SECONDS = 1  #: How often the others try to take it.
 
 def take_lead(transaction: Transaction, holder: str) -> bool:
     """Take or renew the lead; whether `holder` leads now."""
-    statement = transaction.insert(leases).values(name=Lease.LEAD, holder=holder, expires_at=now(LEASE_SECONDS))
-    free = or_(leases.c.holder == holder, leases.c.expires_at < now())
-    statement = statement.on_conflict_do_update(
+    return transaction.row(_taking(transaction.dialect_name), {"holder": holder}) is not None
+
+
+@cache
+def _taking(dialect_name: str) -> Executable:
+    statement = insert_of(dialect_name, leases).values(name=Lease.LEAD, expires_at=now(LEASE_SECONDS))
+    new = statement.excluded
+    taking: Executable = statement.on_conflict_do_update(
         index_elements=[leases.c.name],
-        set_={"holder": holder, "expires_at": statement.excluded.expires_at},
-        where=free,
+        set_={"holder": new.holder, "expires_at": new.expires_at},
+        where=or_(leases.c.holder == new.holder, leases.c.expires_at < now()),
     ).returning(leases.c.holder)
-    return transaction.row(statement) is not None
+    return taking
 
 
 def show_looks(transaction: Transaction, holder: str, *, seconds_ago: float) -> None:

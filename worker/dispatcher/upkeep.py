@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import structlog
-from sqlalchemy import Engine, delete, or_
+from sqlalchemy import Engine, Executable, Select, delete, exists, or_, select
 
 from customer_jobs import __version__, lifecycle
-from customer_jobs.database import Transaction, writing
+from customer_jobs.database import Transaction, insert_of, reading, writing
 from customer_jobs.lifecycle import Claim
-from customer_jobs.schema import workers
+from customer_jobs.schema import events, is_in_flight, jobs, workers
 from customer_jobs.sql import now
 from worker.dispatcher.leader import still_leads
 from worker.logs import frames
@@ -24,14 +26,16 @@ log = structlog.get_logger(__name__)
 def show_life(engine: Engine, worker: str, slots: int) -> None:
     """Tell the dispatcher that leads how many threads this worker has."""
     with writing(engine) as transaction:
-        values = {"name": worker, "slots": slots, "version": __version__}
-        statement = transaction.insert(workers).values(**values, seen_at=now())
-        transaction.change(
-            statement.on_conflict_do_update(
-                index_elements=[workers.c.name],
-                set_={name: statement.excluded[name] for name in ("slots", "version", "seen_at")},
-            )
-        )
+        here = {"name": worker, "slots": slots, "version": __version__}
+        transaction.change(_showing(transaction.dialect_name), here)
+
+
+@cache
+def _showing(dialect_name: str) -> Executable:
+    statement = insert_of(dialect_name, workers).values(seen_at=now())
+    new = {name: statement.excluded[name] for name in ("slots", "version", "seen_at")}
+    showing: Executable = statement.on_conflict_do_update(index_elements=[workers.c.name], set_=new)
+    return showing
 
 
 def say_goodbye(engine: Engine, worker: str) -> None:
@@ -39,6 +43,28 @@ def say_goodbye(engine: Engine, worker: str) -> None:
     with writing(engine) as transaction:
         long_gone = workers.c.seen_at < now(-FORGET_WORKER_SECONDS)
         transaction.change(delete(workers).where(or_(workers.c.name == worker, long_gone)))
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """What should have happened by now, in one statement: nearly always nothing."""
+
+    leases: bool  #: Of jobs whose message was lost or whose worker fell silent.
+    events: bool  #: That are not published.
+
+
+def overdue(engine: Engine) -> Overdue:
+    """What the leader has to see to."""
+    with reading(engine) as transaction:
+        return Overdue(**transaction.rows(_overdue_query())[0])
+
+
+@cache
+def _overdue_query() -> Select[bool, bool]:
+    return select(
+        exists().where(is_in_flight(), jobs.c.lease_expires_at < now()).label("leases"),
+        exists().where(events.c.published_at.is_(None)).label("events"),
+    )
 
 
 def rescue(engine: Engine, holder: str, abandon: Callable[[Transaction, Claim], object]) -> int:
