@@ -6,10 +6,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test chaos lint format typecheck check ci lock clean
+.PHONY: help install demo dev test short-chaos chaos lint format typecheck check ci lock clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed  ## Build .venv from requirements.lock, unless it is there
 
@@ -29,10 +29,14 @@ demo: install  ## Run the main job end to end: no servers, no Stripe key
 dev: install  ## Run everything on this machine until Ctrl-C
 	@$(BIN)/customer-jobs dev
 
-test: install  ## Run the tests
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+test: install  ## Run the tests, but for those that do harm
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --ignore tests/chaos
 
-chaos: install  ## Let everything go wrong under thousands of jobs; fifteen minutes
+short-chaos: install  ## Do real harm, point by point; three minutes
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/chaos
+
+chaos: install  ## Do real harm to thousands of jobs; a quarter of an hour
+	CHAOS=long $(BIN)/python -m pytest tests/chaos/test_crash_points.py
 	$(BIN)/python -m tests.chaos.soak
 	$(BIN)/python -m tests.chaos.soak --sqlite --jobs 500 --rounds 2 --workers 2
 	$(BIN)/python -m tests.chaos.soak --spare-workers --jobs 500 --rounds 2 --workers 1

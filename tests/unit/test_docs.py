@@ -114,7 +114,7 @@ def test_every_check_of_health_has_its_row() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_named_in_the_text_exist(page: Path) -> None:
-    targets = re.findall(r"^([a-z]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
     for words in (code.split() for code in re.findall(r"`([^`\n]+)`", prose(page))):
         if words[0] == "make" and len(words) == 2:
             assert words[1] in targets
