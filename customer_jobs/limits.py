@@ -34,6 +34,7 @@ class Limit:
     in_flight: int
     paused_at: datetime | None
     held_by: str | None  #: Why what waits is not dispatched.
+    remedy: str | None  #: What a person does about it.
 
 
 def limits(transaction: Transaction) -> list[Limit]:
@@ -47,9 +48,10 @@ def limits(transaction: Transaction) -> list[Limit]:
     for key in sorted({*rows, *waiting, *flying}):
         calls, turned_away = answers.get(key, (0, 0))
         rate = rows[key]["rate"] if key in rows else None
-        hold = what_holds.of(key)
         pause = what_holds.pause_of(key)
         due = waiting.get(key, 0)
+        # A pause is worth knowing of before anything waits, the rest only then.
+        hold = what_holds.of(key) if due else pause
         found.append(
             Limit(
                 credential=key.credential,
@@ -61,8 +63,8 @@ def limits(transaction: Transaction) -> list[Limit]:
                 waiting=due,
                 in_flight=flying.get(key, 0),
                 paused_at=None if pause is None else pause.since,
-                # A pause is worth knowing of before anything waits, the rest only then.
-                held_by=hold.reason if hold is not None and (due or pause is not None) else None,
+                held_by=None if hold is None else hold.reason,
+                remedy=None if hold is None else hold.remedy,
             )
         )
     return found

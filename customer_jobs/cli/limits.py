@@ -42,7 +42,7 @@ def show_limits(
     limit (RATE_LIMIT_CREATE, RATE_LIMIT_FETCH, RATE_LIMIT_ACCOUNT), or less for a while after Stripe turned calls away.
 
     Columns: RATE calls per second that may leave now; USED its share in the last minute; 429 calls that Stripe turned
-    away in it; WAITING jobs that are due; HELD BY what those wait for.
+    away in it; WAITING jobs that are due. What holds them back is below the table, with what to do about it.
     """
     if context.invoked_subcommand is not None:
         return
@@ -59,10 +59,12 @@ def show_limits(
     if not found:
         print("no job has met a limit yet, and none waits")
         return
-    table = show.ledger("CREDENTIAL", "ACCOUNT", "ENDPOINT", "RATE", "USED", "429", "WAITING", "IN FLIGHT", "HELD BY")
+    accounts = ["ACCOUNT"] if any(each.stripe_account for each in found) else []
+    table = show.ledger("CREDENTIAL", *accounts, "ENDPOINT", "RATE", "USED", "429", "WAITING", "IN FLIGHT")
     for each in found:
-        table.add_row(*(show.text(cell) for cell in _cells(each)))
-    show.put(table)
+        table.add_row(*(show.text(cell) for cell in _cells(each, with_account=bool(accounts))))
+    held = [("held", _why(each)) for each in found if each.held_by is not None]
+    show.put(table, *(["", show.facts(held)] if held else []))
 
 
 @limits.command(epilog=examples('customer-jobs limits pause eu --endpoint customer.create --reason "backfill"'))
@@ -93,7 +95,7 @@ def pause(
     )
 )
 def resume(credential: Credential, endpoint: Endpoint = None) -> None:
-    """Let the jobs of a credential go on, whether paused by hand or because Stripe refused its key.
+    """Let the jobs of a credential go on.
 
     Without --endpoint every pause of the credential is lifted, those of its endpoints included. A pause for a refused
     key is also lifted when a worker starts with a new one.
@@ -132,21 +134,25 @@ def _document(limit: Limit) -> dict[str, Any]:
     return document | {"paused_at": limit.paused_at.isoformat() if limit.paused_at is not None else None}
 
 
-def _cells(limit: Limit) -> tuple[str, ...]:
+def _why(limit: Limit) -> str:
     from customer_jobs.cli import show
+
+    account = f" for {limit.stripe_account}" if limit.stripe_account is not None else ""
+    since = f", {show.ago(limit.paused_at, datetime.now(UTC))}" if limit.paused_at is not None else ""
+    remedy = f"; {limit.remedy}" if limit.remedy is not None else ""
+    return f"{limit.endpoint} of {limit.credential}{account}: {limit.held_by}{since}{remedy}"
+
+
+def _cells(limit: Limit, *, with_account: bool) -> tuple[str, ...]:
     from customer_jobs.limits import MOST_COUNTED
 
-    held = limit.held_by or ""
-    if limit.paused_at is not None:
-        held = f"{held}, {show.ago(limit.paused_at, datetime.now(UTC))}"
     return (
         limit.credential,
-        limit.stripe_account or "",
+        *((limit.stripe_account or "",) if with_account else ()),
         limit.endpoint,
-        "" if limit.rate_per_second is None else f"{limit.rate_per_second:g}/s",
+        "" if limit.rate_per_second is None else f"{limit.rate_per_second:.3g}/s",
         "" if limit.used is None else f"{limit.used:.0%}",
         str(limit.rate_limited_last_minute or ""),
         f"{limit.waiting:,}{'+' if limit.waiting == MOST_COUNTED else ''}" if limit.waiting else "",
         str(limit.in_flight or ""),
-        held,
     )
