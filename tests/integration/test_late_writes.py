@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import socket
 import threading
 import time
 import uuid
@@ -10,10 +13,10 @@ from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import Engine, event, insert, update
+from sqlalchemy import Connection, Engine, event, insert, text, update
 
 from customer_jobs import lifecycle
-from customer_jobs.database import Transaction, open_engine, reading, writing
+from customer_jobs.database import IDLE_TIMEOUT_SECONDS, Transaction, open_engine, reading, writing
 from customer_jobs.errors import Unavailable
 from customer_jobs.lifecycle import Claim, Sending
 from customer_jobs.schema import events, jobs, lanes, leases
@@ -37,7 +40,7 @@ from tests.builders import (
     settings_for,
 )
 from worker.dispatcher.dispatch import Dispatch
-from worker.dispatcher.leader import still_leads, take_lead
+from worker.dispatcher.leader import LEASE_SECONDS, still_leads, take_lead
 from worker.dispatcher.limits import CAPACITY_TOKENS
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay, connect
@@ -47,6 +50,8 @@ TAKES_OVER = pytest.mark.parametrize("database", ["postgresql"])  #: SQLite lets
 STATEMENTS = ("FROM customer_jobs.lanes", "UNION ALL", "UPDATE customer_jobs.jobs", "UPDATE customer_jobs.lanes")
 FADES_IN_SECONDS = 2.0  #: What is left of a lease that runs out while its holder does not run.
 DAY_SECONDS = 86_400.0
+READY_SECONDS = 30.0
+IDLE_IN_TRANSACTION = b"25P03"  #: PostgreSQL's code for a transaction that it ended because it stood still.
 
 
 @pytest.fixture
@@ -139,6 +144,36 @@ def test_a_look_that_outlives_the_lease_is_undone_while_nobody_leads(engine: Eng
 def leads(engine: Engine, holder: str) -> bool:
     with reading(engine) as transaction:
         return still_leads(transaction, holder)
+
+
+@TAKES_OVER
+def test_a_transaction_that_stands_still_is_ended_by_the_database_before_the_lease_is(engine: Engine) -> None:
+    add_job(engine)
+    add_worker(engine)
+    lead(engine)
+    late: list[str] = []
+    farewells: list[bytes] = []
+    with reading(engine) as transaction:
+        limit = transaction.value(text("SHOW idle_in_transaction_session_timeout"))
+
+    def stand_still(connection: Connection, _: object, statement: str, *__: object) -> None:
+        if "lanes SET" in statement:
+            driver: Any = connection.connection.driver_connection
+            driver.execute("SET idle_in_transaction_session_timeout = '100ms'")  # Less, so that the test is short.
+            assert select.select([driver.fileno()], [], [], READY_SECONDS)[0]
+            # The server's own last words; what the driver makes of them depends on when the connection closes.
+            with socket.socket(fileno=os.dup(driver.fileno())) as peeking:
+                farewells.append(peeking.recv(4096, socket.MSG_PEEK))
+
+    event.listen(engine, "before_cursor_execute", stand_still)
+
+    with pytest.raises(Unavailable):
+        dispatch_of(engine, late).run_once()
+
+    assert [IDLE_IN_TRANSACTION in each for each in farewells] == [True]
+    assert limit == f"{IDLE_TIMEOUT_SECONDS}s"
+    assert IDLE_TIMEOUT_SECONDS < LEASE_SECONDS
+    assert (late, rows(engine, lanes)) == ([], [])
 
 
 @TAKES_OVER
