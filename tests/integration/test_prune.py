@@ -18,10 +18,12 @@ from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import attempts, events, jobs, webhook_events
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import FINAL_STATES, State
-from tests.builders import EMAIL, Worker, add_job, age, events_of, job_row, later, lead, ledger, rows
+from tests.builders import EMAIL, Worker, add_job, age, change, claimed, events_of, job_row, later, lead, ledger, rows
 from worker.dispatcher import prune as prune_module
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay
+from worker.record import LATE
+from worker.retry import RetryPolicy
 
 DAY_SECONDS = 86_400
 RETENTION_DAYS = 30
@@ -275,3 +277,18 @@ def test_an_emptied_job_does_not_come_up_again(engine: Engine, prune: Prune) -> 
     assert prune_all(prune) == 0
     assert job_row(engine, job_id)["body_digest"] == digest
     assert job_row(engine, job_id)["created_at"] < job_row(engine, job_id)["finished_at"] + timedelta(seconds=1)
+
+
+def test_a_worker_that_comes_back_after_its_job_was_pruned_changes_nothing(
+    engine: Engine, worker: Worker, prune: Prune
+) -> None:
+    held = claimed(engine)
+    change(engine, held.job["id"], state=State.CANCELLED, lease_token=None, lease_expires_at=None, finished_at=now())
+    days_later(engine, RETENTION_DAYS + 1)
+    prune_all(prune)
+
+    with writing(engine) as transaction:
+        recorded = worker.runner.abandon(transaction, held, RetryPolicy())
+
+    assert recorded == LATE
+    assert rows(engine, jobs) == []
