@@ -26,7 +26,7 @@ from tests.chaos.stripe_within import BEFORE_CREATE, StripeWithin
 from tests.chaos.witness import Witness
 from worker.credentials import Key, bind
 from worker.dispatcher.dispatch import Dispatch
-from worker.dispatcher.leader import take_lead
+from worker.dispatcher.leader import LEASE_SECONDS, take_lead
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay
 from worker.dispatcher.upkeep import rescue, show_life
@@ -266,6 +266,9 @@ class Life:
             for event in self.stripe.events():
                 self.tell(event)
             told = len(self.stripe.events())
+        # Whoever led last may be the one that was killed.
+        self.pass_time(2 * LEASE_SECONDS)
+        self.lead("a")
         self.relay("a")
         self.check()
         broken = self.witness.broken_at_the_end(self.stream.entries)
