@@ -114,7 +114,7 @@ class Crew:
         try:
             yield
         finally:
-            for worker in before.values():
+            for worker in (*before.values(), *map(self.program, self.names)):
                 self._causes.setdefault(worker.pid, cause)
             self._excuse = None
 

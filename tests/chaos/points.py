@@ -79,7 +79,7 @@ IN_THE_DISPATCHER = {
     "between XADD and the mark": Point("before", writing, within=(Relay.run_once,)),
     "rescuing": Point("after", upkeep._is_abandoned),
     "pruning": Point("after", prune._empty_jobs),
-    "relaying at the end": Point("before", writing, within=(Relay.run_once, Dispatcher.close)),
+    "relaying at the end": Point("before", writing, within=(Relay.run_once, Dispatcher._hand_over)),
 }
 #: In a person's or an app's process.
 IN_A_PRODUCER = {
@@ -88,7 +88,7 @@ IN_A_PRODUCER = {
 }
 POINTS = IN_A_TASK | AT_THE_DOOR | IN_THE_DISPATCHER | IN_A_PRODUCER
 #: In the thread that the process began with; watching it in vain would make every start take twice as long.
-IN_THE_MAIN_THREAD = {"relaying at the end", *IN_A_PRODUCER}
+IN_THE_MAIN_THREAD = {*IN_A_PRODUCER}
 
 
 def die_at(name: str, last_words: Path) -> None:

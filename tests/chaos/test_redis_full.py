@@ -67,7 +67,9 @@ def test_a_worker_that_a_full_redis_ends_comes_back_and_no_job_is_lost(tmp_path:
 
         ended = [jobs.wait(job.id, SOON_SECONDS) for job in made]
         assert met > 0
-        assert {(job.state, job.outcome) for job in ended} <= {("succeeded", "created"), ("succeeded", "replayed")}
+        # Stripe's own event may say it first: `dev` receives them.
+        assert {job.state for job in ended} == {"succeeded"}
+        assert {job.outcome for job in ended} <= {"created", "replayed", "adopted"}
         customers = get(f"{stripe}/_sandbox/customers")
         assert sorted(each["id"] for each in customers) == sorted(str(job.customer_id) for job in ended)
         wait_until(lambda: arrived(client) >= {job.id for job in made}, SOON_SECONDS, "every event is on the stream")
