@@ -1,7 +1,7 @@
 # Everything runs from .venv, which is built from requirements.lock; nothing else is needed but Python, make and git.
 PYTHON ?= python3
-# Many tests wait for programs that they started: two at a time keep two cores busy.
-TEST_PROCESSES ?= 2
+# Many tests wait for programs that they started: three at a time keep two cores busy.
+TEST_PROCESSES ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
