@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test short-chaos chaos lint format typecheck check ci lock clean
+.PHONY: help install demo dev test slow short-chaos chaos lint format typecheck check ci lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ demo: install  ## Run the main job end to end: no servers, no Stripe key
 dev: install  ## Run everything on this machine until Ctrl-C
 	@$(BIN)/customer-jobs dev
 
-test: install  ## Run the tests, but for those that do harm
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --ignore tests/chaos
+test: install  ## Run the tests that take no more than a few seconds each
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --ignore tests/chaos -m "not slow"
+
+slow: install  ## Run the tests that start many programs or wait for long
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --ignore tests/chaos -m slow
 
 short-chaos: install  ## Do real harm, point by point; three minutes
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/chaos

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from celery import Celery
 from sqlalchemy import Engine, select, text
 
 from customer_jobs import CustomerJobs, Job
+from customer_jobs.broker import PREFIX, QUEUE
 from customer_jobs.database import open_engine, reading
 from customer_jobs.embedded import Program, start, wait_until
 from customer_jobs.events import DEFAULT_STREAM
@@ -47,6 +49,14 @@ def unique(name: str) -> str:
 
 def email() -> str:
     return f"{unique('jenny')}@example.com"
+
+
+def send_message(redis_url: str, kind: str, *arguments: object, task_id: str | None = None) -> None:
+    """Publish a message as somebody else's program would."""
+    app = Celery(broker=redis_url, set_as_current=False)
+    app.conf.broker_transport_options = {"global_keyprefix": PREFIX}
+    with app.connection_for_write() as connection:
+        app.send_task(kind, args=arguments, task_id=task_id, queue=QUEUE, connection=connection, ignore_result=True)
 
 
 def wait_for_line(program: Program, words: str) -> None:

@@ -10,6 +10,8 @@ from benchmarks import limits, peers
 from benchmarks.limits import BUCKET_SECONDS, Sizes, by_hand, ours
 from benchmarks.line import HEAD, table
 
+pytestmark = pytest.mark.slow
+
 #: Fewer would come out of the sandbox's full bucket, which turns nobody away.
 CREATES = 100
 SHORT = Sizes(waiting=200, urgent=3, unlimited=100, backlogs=(50, 500), looks=3)

@@ -15,6 +15,8 @@ from customer_jobs.embedded import wait_until
 from tests.acceptance.stack import CHECKOUT, READY_SECONDS, Stack
 from tests.acceptance.terminal import run, status, up
 
+pytestmark = pytest.mark.slow
+
 
 def health_check(service: str) -> str:
     """What Docker runs, as a shell takes it."""

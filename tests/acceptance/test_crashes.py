@@ -13,6 +13,8 @@ from customer_jobs.embedded import wait_until
 from tests.acceptance.stack import READY_SECONDS, Stack, email, unique
 from tests.servers import Server
 
+pytestmark = pytest.mark.slow
+
 RESCUED_WITHIN_SECONDS = 20.0  #: The promise; a job's own time comes on top of it.
 OWN_TIME_SECONDS = 3.0  #: A retry's backoff of at most a second, and a call on a busy machine.
 

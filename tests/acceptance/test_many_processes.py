@@ -16,6 +16,8 @@ from tests.acceptance.stack import CHECKOUT, READY_SECONDS, Stack, email, enviro
 from worker.dispatcher.limits import CAPACITY_TOKENS
 from worker.pace import Spacing
 
+pytestmark = pytest.mark.slow
+
 RATE = 20  #: Creates per second that the settings allow.
 WORKERS = ("one", "two", "three", "four")
 PREFORK = ("--pool", "prefork", "--concurrency", "4")

@@ -14,20 +14,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
-from celery import Celery
 
 from customer_jobs import Job
-from tests.acceptance.stack import STRIPE_API_KEY, Stack, email, unique
+from tests.acceptance.stack import STRIPE_API_KEY, Stack, email, send_message, unique
 
 QUEUE = "customer-jobs"
 
 
 def send(stack: Stack, kind: str, *arguments: object, task_id: str | None = None) -> None:
-    """Publish a message as somebody else's program would."""
-    app = Celery(broker=stack.redis_url, set_as_current=False)
-    app.conf.broker_transport_options = {"global_keyprefix": f"{QUEUE}:"}
-    with app.connection_for_write() as connection:
-        app.send_task(kind, args=arguments, task_id=task_id, queue=QUEUE, connection=connection, ignore_result=True)
+    send_message(stack.redis_url, kind, *arguments, task_id=task_id)
 
 
 def work_through_messages(stack: Stack) -> None:

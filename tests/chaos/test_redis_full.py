@@ -17,8 +17,9 @@ from customer_jobs import CustomerJobs, Job
 from customer_jobs.broker import PREFIX, QUEUE
 from customer_jobs.embedded import wait_until
 from customer_jobs.events import DEFAULT_STREAM
-from tests.acceptance.stack import CHECKOUT, email
+from tests.acceptance.stack import CHECKOUT, email, send_message
 from tests.integration.test_cli_local import command, get, workers
+from worker.process import THREADS
 
 SOON_SECONDS = 60.0
 MANY_BYTES = 1_000_000
@@ -49,12 +50,15 @@ def test_a_worker_that_a_full_redis_ends_comes_back_and_no_job_is_lost(tmp_path:
     with command("dev", "--data", str(tmp_path)) as dev:
         stripe = dev.read_until(r"Stripe +(http://127\.0\.0\.1:\d+)")[1]
         jobs = CustomerJobs(dev.read_until("export DATABASE_URL=(.+)$")[1])
-        client = redis.Redis.from_url(dev.read_until("export REDIS_URL=(.+)$")[1], protocol=2)
+        redis_url = dev.read_until("export REDIS_URL=(.+)$")[1]
+        client = redis.Redis.from_url(redis_url, protocol=2)
         dev.read_until("events --follow")
         (first,) = workers(dev.process.pid)
         # Sixteen threads wait for Stripe, and messages wait in Redis: taking one needs room there.
         post(f"{stripe}/_sandbox/hold")
         made = [create(jobs) for _ in range(20)]
+        wait_until(lambda: len(get(f"{stripe}/_sandbox/requests")) == THREADS, SOON_SECONDS, "every thread waits")
+        send_message(redis_url, made[0].kind, made[0].id, task_id=made[0].id)
         wait_until(lambda: client.llen(PREFIX + QUEUE), SOON_SECONDS, "messages wait in Redis")
 
         with full(client):

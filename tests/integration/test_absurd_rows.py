@@ -19,6 +19,8 @@ from worker.dispatcher import upkeep
 from worker.reconcile import LOOK_PAUSE_SECONDS
 from worker.retry import RetryPolicy
 
+pytestmark = pytest.mark.slow
+
 INT = 2**31 - 1
 RUNNING = {"state": "'running'", "lease_expires_at": "'2026-01-01 00:00:00'"}
 FAILED = {"state": "'failed'", "finished_at": "'2026-01-01 00:00:00'", "error": "'{}'"}

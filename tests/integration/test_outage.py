@@ -17,6 +17,8 @@ from customer_jobs.schema import jobs
 from customer_jobs.sql import now
 from tests.builders import Worker, add_fetch, add_job, job_row, later, ledger, rows
 
+pytestmark = pytest.mark.slow
+
 TWO_HOURS = timedelta(hours=2)
 #: What the world says of an outage, one after the other.
 WAYS_TO_BE_AWAY = ["500", "reset", "503", "html_502", "no_error", "close", "lock_timeout", "rate_limit"]
