@@ -254,7 +254,7 @@ def test_only_as_many_leave_as_threads_are_free(engine: Engine) -> None:
 @pytest.mark.parametrize(("left", "spare"), [(0, 0), (19, 0), (25, 1), (79, 3), (200, SPARE_JOBS)])
 def test_where_jobs_leave_fast_a_few_may_wait_for_a_thread(left: int, spare: int) -> None:
     present = datetime.now(UTC)
-    older, lately = present - timedelta(seconds=1), present - timedelta(seconds=0.9)
+    older, lately = present - timedelta(seconds=2), present - timedelta(seconds=1.9)
 
     assert spare_jobs(deque([(older, 1000), (lately, left)]), present) == spare
 

@@ -28,9 +28,10 @@ from worker.settings import Settings
 
 DISPATCH_LEASE_SECONDS = 5  #: A message that nobody took by then is taken for lost.
 SPARE_JOBS = 4  #: Beyond the free threads, so that a thread that comes free need not wait for the next look.
-#: One of them for so many jobs that left within the last second: where calls take long a thread that comes free can
+#: One of them for so many jobs that left within the last moments: where calls take long a thread that comes free can
 #: wait for a look, and urgent work does not stand behind what was handed out in advance.
 JOBS_PER_SPARE = 20
+COUNTED_FOR = timedelta(seconds=2)
 PUBLISH_PAUSE_SECONDS = 1.0  #: After a failed publish, before the next try.
 ADAPT_EVERY_SECONDS = 0.2  #: How often Stripe's answers are looked at for limits.
 SLOW_EVERY_SECONDS = 1.0  #: What Stripe says of a slower rate is heard before it is slowed again.
@@ -176,7 +177,7 @@ class Dispatch:
 
 def spare_jobs(left: deque[tuple[datetime, int]], present: datetime) -> int:
     """How many jobs may leave beyond the free threads, after so many left at these times; forgets the older ones."""
-    while left and not timedelta(0) <= present - left[0][0] < timedelta(seconds=1):
+    while left and not timedelta(0) <= present - left[0][0] < COUNTED_FOR:
         left.popleft()
     return min(sum(count for _, count in left) // JOBS_PER_SPARE, SPARE_JOBS)
 
