@@ -353,11 +353,7 @@ def succeed(transaction: Transaction, held: Claim, success: Success, entry: Entr
 @cache
 def _succeeding() -> Executable:
     values = {"state": State.SUCCEEDED, "lease_token": null(), "lease_expires_at": null(), "error": null()}
-    held = (
-        jobs.c.id == _given("id", jobs.c.id),
-        jobs.c.state == State.RUNNING,
-        jobs.c.lease_token == _given("token", jobs.c.lease_token),
-    )
+    held = _holds(_given("id", jobs.c.id), _given("token", jobs.c.lease_token))
     # What Stripe answered is given when it is executed, by the names of its columns.
     return update(jobs).where(*held).values(finished_at=now(), **values)
 
@@ -377,7 +373,7 @@ def retry_later(
     complete_attempt(transaction, held, entry)
     row = _change(
         transaction,
-        *_holds(held),
+        *_holds(held.job["id"], held.lease_token),
         state=State.RETRYING,
         lease_token=null(),
         lease_expires_at=null(),
@@ -401,7 +397,7 @@ def fail(
 ) -> bool:
     """Record that the job cannot be done, with Stripe's refusal if there was one; False if the lease was lost."""
     complete_attempt(transaction, held, entry)
-    return _fail(transaction, error, *_holds(held), result=result)
+    return _fail(transaction, error, *_holds(held.job["id"], held.lease_token), result=result)
 
 
 def fail_unclaimed(transaction: Transaction, job_id: str, *, error: Mapping[str, Any]) -> bool:
@@ -531,12 +527,8 @@ def _emitting() -> Executable:
     return insert(events)
 
 
-def _holds(held: Claim) -> tuple[ColumnElement[bool], ...]:
-    return (
-        jobs.c.id == held.job["id"],
-        jobs.c.state == State.RUNNING,
-        jobs.c.lease_token == held.lease_token,
-    )
+def _holds(job_id: str | BindParameter[Any], lease_token: str | BindParameter[Any]) -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.id == job_id, jobs.c.state == State.RUNNING, jobs.c.lease_token == lease_token
 
 
 def _first_sent_at(stays: ColumnElement[bool]) -> ColumnElement[Any]:
