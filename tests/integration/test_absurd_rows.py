@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from customer_jobs.cli import app
-from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import jobs
 from customer_jobs.vocabulary import FINAL_STATES, State
 from tests.builders import Worker, add_job, job_row, later, rows
@@ -59,17 +57,6 @@ ABSURD: dict[str, dict[str, str]] = {
 }  # fmt: skip
 #: What nobody can end: somebody else holds the lease.
 WAITS = {"running for ever"}
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as running:
-        yield running
-
-
-@pytest.fixture
-def worker(engine: Engine, sandbox: Sandbox) -> Worker:
-    return Worker(engine, sandbox)
 
 
 def rescue(worker: Worker) -> None:

@@ -42,12 +42,6 @@ def table(engine: Engine) -> CustomerJobs:
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as running:
-        yield running
-
-
-@pytest.fixture
 def run(database_url: str, engine: Engine) -> Run:  # noqa: ARG001 - migrated
     """`customer-jobs run` on the database."""
 

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,18 +26,6 @@ from tests.proxy import Proxy
 SOON_SECONDS = 10.0
 
 Handler = Callable[[Event], object]
-
-
-@pytest.fixture
-def stream() -> str:
-    return f"test:{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    made = connect(redis_url)
-    yield made
-    made.close()
 
 
 class Group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,12 +41,6 @@ from worker.retry import RetryPolicy
 THREADS = 16
 EXPIRED, VALID = "sk_test_shop_expired", "sk_test_shop_rotated"
 TEST_KEY = Key("default", "key_1", livemode=False, account_id="acct_1")
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as running:
-        yield running
 
 
 def bound(engine: Engine, *keys: Key) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -35,17 +35,6 @@ from worker.retry import RetryPolicy
 QUICK = sorted(set(FAULTS) - {"hang", "hang_after", "drip", "slow", "401", "401_expired", "403"})
 #: Those whose answer is not Stripe's but a page of something in between, without Stripe's headers.
 NAMELESS = {"html", "html_429", "html_502", "html_502_after", "reset", "reset_after", "close", "close_after"}
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as running:
-        yield running
-
-
-@pytest.fixture
-def worker(engine: Engine, sandbox: Sandbox) -> Worker:
-    return Worker(engine, sandbox)
 
 
 def settle(worker: Worker, minutes: int = 8) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,25 +16,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from customer_jobs import Event, EventConsumer
 from customer_jobs.dead_letters import dead_letters
 from customer_jobs.schema import consumed_events
-from customer_jobs.stream import connect
 from tests.builders import age, lead, rows
 from tests.integration.test_consumer import pending, soon
 from tests.outbox import publish
 from worker.dispatcher.prune import Prune
 
 effects = Table("effects", MetaData(), Column("id", Integer, primary_key=True), Column("event", String(36)))
-
-
-@pytest.fixture
-def stream() -> str:
-    return f"test:{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    made = connect(redis_url)
-    yield made
-    made.close()
 
 
 @pytest.fixture

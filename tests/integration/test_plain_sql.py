@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,17 +17,6 @@ from tests.builders import EMAIL, Row, Worker, add_job, events_of, job_row, raw,
 
 NESTED = '{"a":' * 90 + "1" + "}" * 90
 BODY = json.dumps({"body": {"email": EMAIL}})
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as running:
-        yield running
-
-
-@pytest.fixture
-def worker(engine: Engine, sandbox: Sandbox) -> Worker:
-    return Worker(engine, sandbox)
 
 
 def insert(engine: Engine, **columns: Any) -> Row:

@@ -33,17 +33,6 @@ PERSONAL = (EMAIL, "Jenny Rosen", "5555550123", "likes tea", "secret-context")
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as running:
-        yield running
-
-
-@pytest.fixture
-def worker(engine: Engine, sandbox: Sandbox) -> Worker:
-    return Worker(engine, sandbox)
-
-
-@pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as opened:
         opened.delete(STREAM)

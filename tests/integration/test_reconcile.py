@@ -49,11 +49,6 @@ def sandbox(clock: Clock) -> Iterator[Sandbox]:
         yield running
 
 
-@pytest.fixture
-def worker(engine: Engine, sandbox: Sandbox) -> Worker:
-    return Worker(engine, sandbox)
-
-
 def add_create(engine: Engine, fault: str | None = None, **columns: Any) -> str:
     """A create that meets a fault; its body has an e-mail unless the columns say otherwise."""
     body = columns.pop("body", {"email": EMAIL})

@@ -20,11 +20,6 @@ from worker.dispatcher.relay import BATCH_SIZE, Relay, connect
 
 
 @pytest.fixture
-def stream() -> str:
-    return f"test:{uuid.uuid4().hex}"
-
-
-@pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
     made = connect(redis_url)
     yield made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -28,18 +27,6 @@ from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def stream() -> str:
-    return f"test:{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    made = connect(redis_url)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import pytest
 from sqlalchemy import Engine, delete
 
 from customer_jobs import lifecycle
@@ -33,17 +31,6 @@ from worker.dispatcher.upkeep import Overdue, overdue, rescue
 from worker.retry import CREATE_WINDOW, RetryPolicy
 
 TOKEN = "0b1c9f1e-5b0c-4b55-9d2f-0c8b1b0f6a1d"
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as running:
-        yield running
-
-
-@pytest.fixture
-def worker(engine: Engine, sandbox: Sandbox) -> Worker:
-    return Worker(engine, sandbox)
 
 
 def rescued(worker: Worker, holder: str | None = None) -> int:

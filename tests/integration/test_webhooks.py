@@ -6,7 +6,6 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -38,12 +37,6 @@ def producer(engine: Engine) -> CustomerJobs:
 @pytest.fixture
 def receiver(producer: CustomerJobs) -> WebhookReceiver:
     return WebhookReceiver(producer, SECRET)
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as running:
-        yield running
 
 
 def event(type_: str = "customer.updated", customer_id: str = CUSTOMER_ID, **members: Any) -> Row:
