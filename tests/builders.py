@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -235,8 +236,8 @@ class Worker:
                 self.attempt(self.published.pop(0)[1])
         raise AssertionError(f"something is still due after {looks} looks")
 
-    def _publish(self, kind: str, job_id: str) -> None:
-        self.published.append((kind, job_id))
+    def _publish(self, jobs: Sequence[tuple[str, str]]) -> None:
+        self.published += jobs
 
 
 def _key(gateway: Gateway, name: str) -> tuple[str, str, bool, None]:

@@ -1,4 +1,4 @@
-"""How a worker gets back to a broker that was away, and how often it tells of tasks; the rest is Celery's business."""
+"""How a worker takes messages, gets back to a broker that was away, and tells of tasks; the rest is Celery's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from functools import partial
 from typing import Any
 
 from celery.worker.consumer import Consumer
+from kombu.transport import virtual
+from kombu.transport.redis import QoS
+
+from customer_jobs.vocabulary import Kind
 
 #: Between two tries to reach Redis. Celery leaves kombu its own pauses, which grow to 30 s: after an outage of a few
 #: minutes a worker would notice half a minute late that it is over.
@@ -13,11 +17,51 @@ RECONNECT_SECONDS = 2.0
 #: Task events gather for so long: one message for each of them was an eighth of what a busy worker did.
 GATHER_EVENTS_SECONDS = 0.1
 
+#: Celery's own limit of 24 was met before that, and then the thread that had a job to do published.
+EVENTS_AT_ONCE = 1000
+
+_KINDS = tuple(Kind)  #: The names of the tasks whose messages hold a job's id.
+
+
+class Unacknowledged(QoS):
+    """Redis's emulation of acknowledgements, without those of job ids.
+
+    A job whose message was lost is dispatched again when its lease has run out, so nothing is written down about the
+    message: that and its acknowledgement were two round trips, a sixth of what a busy worker did. A message of
+    customer.enqueue is all there is of its job, and is treated as ever.
+    """
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        # Kept in memory: a worker takes no more messages than it has threads.
+        (virtual.QoS if _is_job_id(message) else QoS).append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        (virtual.QoS if self._holds_job_id(delivery_tag) else QoS).ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if self._holds_job_id(delivery_tag):
+            self.ack(delivery_tag)
+        else:
+            super().reject(delivery_tag, requeue)
+
+    def _holds_job_id(self, delivery_tag: str) -> bool:
+        return _is_job_id(self._delivered.get(delivery_tag))
+
+
+def _is_job_id(message: Any) -> bool:
+    headers = getattr(message, "headers", None)
+    return isinstance(headers, dict) and headers.get("task") in _KINDS
+
 
 class PromptConsumer(Consumer):
     """Celery's consumer, which tries to reconnect at a steady pace, and sends the events of tasks in batches."""
 
     _flush_is_planned = False
+
+    def connection_for_read(self, heartbeat: Any = None) -> Any:
+        connection = super().connection_for_read(heartbeat)
+        connection.default_channel.QoS = Unacknowledged
+        return connection
 
     def ensure_connected(self, conn: Any) -> Any:
         pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
@@ -28,6 +72,7 @@ class PromptConsumer(Consumer):
         # Called from every thread; only the loop's own may set its timers.
         if self.hub and not self._flush_is_planned:
             self._flush_is_planned = True
+            self.event_dispatcher.buffer_limit = EVENTS_AT_ONCE
             self.hub.call_soon(self.hub.call_later, GATHER_EVENTS_SECONDS, self._flush_gathered)
 
     def _flush_gathered(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, cast
@@ -143,15 +143,16 @@ class Life:
         """`broker`: it fails "before" it takes the first message, or "after"."""
         failing = [broker]
 
-        def publish(kind: str, job_id: str) -> None:
-            seam("before publishing")
-            fails = failing.pop() if failing else None
-            if fails != "before":
-                self.messages.append((kind, job_id))
-            if fails is not None:
-                self._saw("publishing fails")
-                raise ConnectionError("away")
-            seam("after publishing")
+        def publish(jobs: Sequence[tuple[str, str]]) -> None:
+            for job in jobs:
+                seam("before publishing")
+                fails = failing.pop() if failing else None
+                if fails != "before":
+                    self.messages.append(job)
+                if fails is not None:
+                    self._saw("publishing fails")
+                    raise ConnectionError("away")
+                seam("after publishing")
 
         self._operate(
             "dispatch", Dispatch(self.engine, settings_for(), publish, holder=holder).run_once, harm, holder=holder

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, delete, insert, select, update
 
-from customer_jobs import CustomerJobs
+from customer_jobs import CustomerJobs, lifecycle
 from customer_jobs.database import reading, writing
 from customer_jobs.limits import pause, resume
 from customer_jobs.schema import credentials, jobs, lanes, leases, workers
@@ -71,9 +71,9 @@ class Table:
                 end(self.engine, job_id)
         raise AssertionError("jobs still leave after 100 looks")
 
-    def _publish(self, kind: str, job_id: str) -> None:
-        self.kinds.append(kind)
-        self.published.append(job_id)
+    def _publish(self, jobs: Sequence[tuple[str, str]]) -> None:
+        self.kinds += [kind for kind, _ in jobs]
+        self.published += [job_id for _, job_id in jobs]
 
 
 def _fill_account(engine: Engine) -> None:
@@ -453,18 +453,19 @@ def test_what_cannot_be_published_waits_again_and_uses_no_attempt(engine: Engine
     age(engine, 10, lanes)
     published: list[str] = []
 
-    def publish(_: str, job_id: str) -> None:
-        if len(published) == 1:
-            raise ConnectionError("the broker is away")
-        published.append(job_id)
+    def publish(jobs: Sequence[tuple[str, str]]) -> None:
+        published.append(jobs[0][1])
+        # Its message arrived, and a worker was fast.
+        with writing(engine) as transaction:
+            assert lifecycle.claim(transaction, published[0], worker="w1", sending=None)
+        raise ConnectionError("the broker is away")
 
     look = Dispatch(engine, settings_for(), publish, holder="holder").run_once()
 
     states = [(job_row(engine, job_id)["state"], job_row(engine, job_id)["attempt"]) for job_id in ids]
     assert published == ids[:1]
-    assert look.dispatched == 1
-    assert look.again_in_seconds == 1.0
-    assert states == [(State.DISPATCHED, 0)] + [(State.RETRYING, 0)] * 3
+    assert (look.dispatched, look.again_in_seconds, look.broker_away) == (0, 1.0, True)
+    assert states == [(State.RUNNING, 1)] + [(State.RETRYING, 0)] * 3
     age(engine, 10, lanes)
     assert set(table.look()) == set(ids[1:])
 

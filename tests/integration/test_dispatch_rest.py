@@ -29,7 +29,7 @@ def dispatch(engine: Engine) -> Dispatch:
     """A dispatcher that leads, with sixteen free threads."""
     add_worker(engine, slots=16)
     settings = Settings.model_validate(SETTINGS)
-    return Dispatch(engine, settings, lambda _kind, _job_id: None, holder=lead(engine))
+    return Dispatch(engine, settings, lambda _: None, holder=lead(engine))
 
 
 def test_a_job_that_is_due_later_lets_the_dispatcher_rest(engine: Engine, dispatch: Dispatch) -> None:
@@ -80,7 +80,7 @@ def test_the_last_due_job_lets_the_dispatcher_rest(engine: Engine, dispatch: Dis
 def test_only_a_dispatcher_without_room_waits_for_jobs_to_end(engine: Engine) -> None:
     add_worker(engine, slots=1, name="w2")
     settings = Settings.model_validate(SETTINGS | {"max_in_flight": 1})
-    dispatch = Dispatch(engine, settings, lambda _kind, _job_id: None, holder=lead(engine))
+    dispatch = Dispatch(engine, settings, lambda _: None, holder=lead(engine))
 
     assert not dispatch.run_once().full
     add_job(engine)
@@ -93,7 +93,7 @@ def test_a_broker_that_is_away_is_tried_once_a_second(engine: Engine) -> None:
         add_job(engine)
     tried: list[float] = []
 
-    def publish(_kind: str, _job_id: str) -> None:
+    def publish(_: object) -> None:
         tried.append(time.monotonic())
         raise ConnectionError
 

@@ -134,7 +134,7 @@ def test_a_dispatcher_whose_dispatching_hangs_is_found_out(
     monkeypatch.setattr("worker.dispatcher.leader.LOOK_COUNTS_SECONDS", 2)
     published, go_on = threading.Event(), threading.Event()
 
-    def hang(_: str, __: str) -> None:
+    def hang(_: object) -> None:
         published.set()
         assert go_on.wait(60)
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -87,7 +87,10 @@ def take_over(engine: Engine) -> None:
 
 
 def dispatch_of(engine: Engine, published: list[str], holder: str = "holder", **settings: Any) -> Dispatch:
-    return Dispatch(engine, settings_for(**settings), lambda _, job_id: published.append(job_id), holder=holder)
+    def publish(jobs: Sequence[tuple[str, str]]) -> None:
+        published.extend(job_id for _, job_id in jobs)
+
+    return Dispatch(engine, settings_for(**settings), publish, holder=holder)
 
 
 def state(engine: Engine, job_id: str) -> str:
@@ -198,7 +201,7 @@ def test_what_could_not_be_published_is_taken_back_only_by_who_dispatched_it_las
     job_id = add_job(engine)
     again: list[str] = []
 
-    def publish(_: str, __: str) -> None:
+    def publish(_: object) -> None:
         # Stopped here until the lease has run out, another has rescued the job and dispatched it anew.
         later(engine, 6, job_id)
         take_over(engine)

@@ -24,7 +24,7 @@ from worker.logs import frames
 from worker.settings import Settings
 
 CLOCK_SECONDS = 0.5  #: Nothing waits longer than this for a wake-up that got lost.
-#: While every thread is busy, jobs that end within this are followed by one look at the table instead of one each.
+#: While every thread is busy, looks begin so long after one another: one follows all the jobs that end meanwhile.
 GATHER_JOBS_SECONDS = 0.03
 #: Behind one that was just published, events gather for so many times what publishing took: a few milliseconds, and
 #: more where there is much to do.
@@ -149,11 +149,12 @@ class Dispatcher:
         self._wakeup.jobs.clear()
         # Until the look is over: a job that ends meanwhile may have ended too late for it.
         self._wakeup.awaiting_room = True
+        began = time.monotonic()
         look = self._dispatch.run_once() if self._leads.is_set() else Look(0, leads=False)
         self._looked_at = time.monotonic() if look.leads else None
         self._wakeup.awaiting_room = look.full
         if look.full and look.dispatched:
-            self._stopped.wait(GATHER_JOBS_SECONDS)
+            self._stopped.wait(max(began + GATHER_JOBS_SECONDS - time.monotonic(), 0))
         if look.broker_away:
             # Whatever rings meanwhile, it might be the jobs that were just put back.
             self._stopped.wait(PUBLISH_PAUSE_SECONDS)

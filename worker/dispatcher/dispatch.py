@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
-from customer_jobs.database import Transaction, writing
+from customer_jobs.database import Transaction, reading, writing
 from customer_jobs.lanes import Endpoint, Lane, in_flight, lanes_with_work
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import credentials, is_in_flight, jobs, workers
@@ -39,7 +39,8 @@ UNKNOWN_AT_ONCE = 100  #: Jobs of an unknown kind that are ended in one look.
 
 log = structlog.get_logger(__name__)
 
-Publish = Callable[[str, str], None]  #: Sends (kind, job id) to Celery; raises what the broker raises.
+#: Sends jobs to Celery, each as (kind, job id); raises what the broker raises, after which some may have arrived.
+Publish = Callable[[Sequence[tuple[str, str]]], None]
 
 
 @dataclass(frozen=True)
@@ -73,38 +74,46 @@ class Dispatch:
 
     def run_once(self) -> Look:
         """Dispatch what is due and allowed now."""
+        # Nearly always there is nothing to do, and nothing to lock: two statements say so.
+        with reading(self._engine) as transaction:
+            survey = _survey(transaction, self._holder)
+            if not survey["leads"]:
+                return Look(0, leads=False)
+            room = self._room(survey)
+            paused = (survey["paused"] or "").split(",")
+            waiting = [lane for lane in lanes_with_work(transaction) if lane.credential not in paused] if room else []
+        if not waiting:
+            return Look(0, full=room == 0)
         token = str(uuid.uuid4())
         try:
             with writing(self._engine) as transaction:
-                survey = _survey(transaction, self._holder)
-                if not survey["leads"]:
-                    return Look(0, leads=False)
-                taken, again_in_seconds, full = self._take(transaction, token, survey)
+                taken, again_in_seconds, full = self._take(transaction, token, waiting, room, survey["present"])
         except _LeadLost:
             log.warning("look undone: the lead was lost meanwhile", holder=self._holder)
             return Look(0, leads=False)
-        if unpublished := self._publish_all(taken):
+        if taken and not self._is_published(taken):
+            # One whose message arrived may be claimed by now, and stays with its worker.
             with writing(self._engine) as transaction:
-                lifecycle.take_back(transaction, unpublished, token=token)
-            again_in_seconds = PUBLISH_PAUSE_SECONDS
-        return Look(len(taken) - len(unpublished), again_in_seconds, full, broker_away=bool(unpublished))
+                lifecycle.take_back(transaction, [job["id"] for job in taken], token=token)
+            return Look(0, PUBLISH_PAUSE_SECONDS, full, broker_away=True)
+        return Look(len(taken), again_in_seconds, full)
 
-    def _take(
-        self, transaction: Transaction, token: str, survey: Mapping[str, Any]
-    ) -> tuple[list[dict[str, Any]], float | None, bool]:
-        """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
+    def _room(self, survey: Mapping[str, Any]) -> int:
+        """How many jobs the threads of live workers can take."""
         spare = spare_jobs(self._left, survey["present"])
         most = min(self._settings.max_in_flight, survey["slots"] + spare) if survey["slots"] else 0
-        room = most - survey["in_flight"]
-        if room <= 0:
-            return [], None, True
-        paused = (survey["paused"] or "").split(",")
-        waiting = [lane for lane in lanes_with_work(transaction) if lane.credential not in paused]
+        room: int = most - survey["in_flight"]
+        return max(room, 0)
+
+    def _take(
+        self, transaction: Transaction, token: str, waiting: Sequence[Lane], room: int, present: datetime
+    ) -> tuple[list[dict[str, Any]], float | None, bool]:
+        """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
         known = _in_turn([lane for lane in waiting if _is_known(transaction, lane)], self._looks)
         self._looks += 1
-        allowance = Allowance(self._settings, survey["present"], self._slowed_at)
+        allowance = Allowance(self._settings, present, self._slowed_at)
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.own, lane.account)])
-        self._adapt(transaction, allowance, survey["present"])
+        self._adapt(transaction, allowance, present)
         flying = by_endpoint(in_flight(transaction)) if self._ceilings.any() else {}
         wanted = {lane: min(allowance.calls(lane), room, self._ceilings.room(lane, flying)) for lane in known}
         found = next_jobs(transaction, wanted)
@@ -127,7 +136,7 @@ class Dispatch:
         )
         if not allowance.keep(transaction, self._holder):
             raise _LeadLost
-        self._left.append((survey["present"], len(marked)))
+        self._left.append((present, len(marked)))
         taken = {job["id"]: job for job in marked}
         left = {lane for *_, job_id, lane in order if job_id not in chosen}
         # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
@@ -163,16 +172,14 @@ class Dispatch:
             self._slowed_at[limited.key] = present
             log.warning("slowed", credential=limited.key.credential, endpoint=limited.key.kind, reason=limited.reason)
 
-    def _publish_all(self, taken: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Publish in order; the ids that could not be."""
-        for index, job in enumerate(taken):
-            try:
-                self._publish(job["kind"], job["id"])
-            except Exception as error:  # noqa: BLE001 - whatever the broker raises, these jobs go back into the table
-                left = [each["id"] for each in taken[index:]]
-                log.warning("publishing failed", job_id=job["id"], jobs=len(left), error=type(error).__name__)
-                return left
-        return []
+    def _is_published(self, taken: Sequence[Mapping[str, Any]]) -> bool:
+        """Publish in order; False if any of the messages may not have arrived."""
+        try:
+            self._publish([(job["kind"], job["id"]) for job in taken])
+        except Exception as error:  # noqa: BLE001 - whatever the broker raises, these jobs go back into the table
+            log.warning("publishing failed", job_ids=[job["id"] for job in taken], error=type(error).__name__)
+            return False
+        return True
 
 
 def spare_jobs(left: deque[tuple[datetime, int]], present: datetime) -> int:
