@@ -7,18 +7,15 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Executable, update
+from sqlalchemy import FromClause, Insert, update
 
-from customer_jobs.database import Transaction, insert_of
+from customer_jobs.database import Transaction, inserting
 from customer_jobs.schema import customers
 
 
-def keep_copy(
-    transaction: Transaction, job: Mapping[str, Any], customer: Mapping[str, Any], *, asked_at: datetime
-) -> None:
-    """Keep what Stripe answered to an attempt begun at `asked_at`, unless a newer answer is already here."""
-    deleted = customer.get("deleted") is True
-    copy = {
+def copy_of(job: Mapping[str, Any], customer: Mapping[str, Any], *, asked_at: datetime) -> dict[str, Any]:
+    """The row for what Stripe answered to an attempt begun at `asked_at`; `job` is its row as it is by then."""
+    return {
         "credential": job["credential"],
         "stripe_account": job["stripe_account"] or "",
         "livemode": job["livemode"],
@@ -27,22 +24,21 @@ def keep_copy(
         "name": customer.get("name"),
         "metadata": customer.get("metadata"),
         "external_id": job["external_id"],
-        "deleted": deleted,
+        "deleted": customer.get("deleted") is True,
         "data": dict(customer),
         "fetched_at": asked_at,
     }
-    transaction.change(_keeping(transaction.dialect_name, is_stub=deleted, links=job["external_id"] is not None), copy)
 
 
 @cache
-def _keeping(dialect_name: str, *, is_stub: bool, links: bool) -> Executable:
-    """Built once, since every job passes it; the copy is given when it is executed, by the names of its columns."""
-    new = insert_of(dialect_name, customers)
+def keeping(dialect_name: str, *, is_stub: bool, links: bool, beside: FromClause | None = None) -> Insert:
+    """The statement that keeps a copy unless a newer answer is already here; `beside` as for `inserting`."""
+    new = inserting(dialect_name, customers, customers.c.keys(), beside=beside)
     # A deleted customer's object is a stub; what was known of it is worth keeping beside the flag.
     kept = {"deleted", "fetched_at"} if is_stub else {"email", "name", "metadata", "deleted", "data", "fetched_at"}
     if links:
         kept.add("external_id")
-    changes: Executable = new.on_conflict_do_update(
+    changes: Insert = new.on_conflict_do_update(
         index_elements=list(customers.primary_key.columns),
         set_={name: new.excluded[name] for name in kept},
         where=customers.c.fetched_at <= new.excluded.fetched_at,

@@ -5,11 +5,27 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable, Table, create_engine, event, make_url
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Engine,
+    Executable,
+    FromClause,
+    Table,
+    bindparam,
+    cast,
+    create_engine,
+    event,
+    make_url,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import (
@@ -37,6 +53,8 @@ SQLITE_PAUSE_SECONDS = 0.01  #: Between two tries to switch a new file to WAL.
 IDLE_TIMEOUT_SECONDS = 8
 
 TRUSTED_SECONDS = 1.0  #: A pooled connection that was in use so lately is not asked whether it still answers.
+
+AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}  #: Every statement is a transaction by itself.
 
 #: A server that vanished is noticed within about 15 s: by an idle connection instead of after two hours, by one that
 #: has just sent something instead of after a quarter of an hour. Source: man7.org/linux/man-pages/man7/tcp.7.html
@@ -179,6 +197,32 @@ def insert_of(dialect_name: str, table: Table) -> Any:
     return sqlite.insert(table) if dialect_name == "sqlite" else postgresql.insert(table)
 
 
+def given(column: Column[Any]) -> BindParameter[Any]:
+    """The value of a column that is given when a statement is executed, by the names of the table and the column."""
+    return bindparam(f"{column.table.name}_{column.name}", type_=column.type)
+
+
+def inserting(
+    dialect_name: str,
+    table: Table,
+    names: Iterable[str],
+    *,
+    computed: Mapping[str, ColumnElement[Any]] | None = None,
+    beside: FromClause | None = None,
+) -> Any:
+    """The dialect's INSERT of a row of `given` values and computed ones.
+
+    With `beside`, a change in the same statement, it inserts a row if that has changed one.
+    """
+    columns = [table.c[name] for name in names]
+    if beside is None:
+        values = {column.name: given(column) for column in columns} | dict(computed or {})
+        return insert_of(dialect_name, table).values(values)
+    typed = {column.name: cast(given(column), column.type) for column in columns} | dict(computed or {})
+    row = select(*(value.label(name) for name, value in typed.items())).select_from(beside)
+    return insert_of(dialect_name, table).from_select(list(typed), row)
+
+
 @contextmanager
 def writing(engine: Engine, schema: str | None = None) -> Iterator[Transaction]:
     """A transaction of its own, committed at the end; an unreachable database is Unavailable."""
@@ -188,9 +232,22 @@ def writing(engine: Engine, schema: str | None = None) -> Iterator[Transaction]:
 
 @contextmanager
 def reading(engine: Engine, schema: str | None = None) -> Iterator[Transaction]:
-    """A transaction that only reads; an unreachable database is Unavailable."""
+    """For statements that only read; an unreachable database is Unavailable."""
+    # Each sees what is committed when it begins: on PostgreSQL BEGIN and ROLLBACK would be two round trips for nothing.
+    options: dict[str, Any] = {"only_reads": True} if engine.dialect.name == "sqlite" else AUTOCOMMIT
     with translating_outages(), engine.connect() as connection:
-        yield Transaction(connection.execution_options(only_reads=True), schema)
+        yield Transaction(connection.execution_options(**options), schema)
+
+
+@contextmanager
+def alone(engine: Engine) -> Iterator[Transaction]:
+    """A transaction for a single statement: PostgreSQL is spared the round trips of BEGIN and COMMIT."""
+    if engine.dialect.name == "sqlite":
+        with writing(engine) as transaction:
+            yield transaction
+    else:
+        with translating_outages(), engine.connect() as connection:
+            yield Transaction(connection.execution_options(**AUTOCOMMIT))
 
 
 def schema_name(environ: Mapping[str, str] = os.environ) -> str:

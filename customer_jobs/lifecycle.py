@@ -8,35 +8,38 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
-    Column,
     ColumnElement,
     Executable,
+    FromClause,
+    Insert,
+    Table,
     Update,
     bindparam,
     case,
     exists,
     func,
-    insert,
     literal,
     null,
     or_,
     select,
+    true,
     update,
 )
+from sqlalchemy.sql.dml import ReturningInsert
 
-from customer_jobs.customers import keep_copy, link_copy
-from customer_jobs.database import Transaction
+from customer_jobs.customers import copy_of, keeping, link_copy
+from customer_jobs.database import Transaction, given, inserting
 from customer_jobs.events import completion_event
 from customer_jobs.problems import Problem
-from customer_jobs.schema import attempts, credentials, events, is_in_flight, is_waiting, jobs
+from customer_jobs.schema import attempts, credentials, customers, events, is_in_flight, is_waiting, jobs
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import KEY_REFUSED, WAITING_STATES, Kind, Outcome, State, Verdict
 
@@ -136,7 +139,7 @@ def read(transaction: Transaction, job_id: str) -> Row | None:
 
     Beside its columns: `read_at`, by the database's clock, and of its credential `key_paused_at` and `key_fingerprint`.
     """
-    return transaction.row(_reading(), {"given_id": job_id})
+    return transaction.row(_reading(), {"jobs_id": job_id})
 
 
 # The statements that every job passes are built once: building them anew took longer than executing them.
@@ -146,7 +149,7 @@ def _reading() -> Executable:
     return (
         select(*jobs.c, now().label("read_at"), *of_credential)
         .outerjoin(credentials, credentials.c.name == jobs.c.credential)
-        .where(jobs.c.id == _given("id", jobs.c.id))
+        .where(jobs.c.id == given(jobs.c.id))
     )
 
 
@@ -156,77 +159,89 @@ def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sendin
     What is about to be sent to Stripe is written down before it is sent; `sending` is None where nothing will be sent.
     """
     token = str(uuid.uuid4())
-    given: Row = {"given_id": job_id, "given_token": token}
+    job = {"id": job_id, "lease_token": token}
     if sending is None:
-        statement = _claiming(sends=False, may_create=False, uses_attempt=True)
+        how = _How(sends=False, may_create=False, uses_attempt=True)
     else:
-        given |= {"given_params": sending.params, "given_sent_to": sending.sent_to}
-        statement = _claiming(sends=True, may_create=sending.may_create, uses_attempt=sending.uses_attempt)
-    row = transaction.row(statement, given)
-    if row is None:
-        return None
+        how = _How(sends=True, may_create=sending.may_create, uses_attempt=sending.uses_attempt)
+        job |= {"params": sending.params, "sent_to": sending.sent_to}
     attempt = {
-        "given_id": job_id,
+        "job_id": job_id,
         # Until its end is recorded a create may have been executed: a crash leaves the truth behind.
-        "given_ambiguous": sending is not None and sending.may_create,
-        "given_key": sending.idempotency_key if sending is not None else None,
-        "given_worker": worker,
+        "ambiguous": how.may_create,
+        "idempotency_key": sending.idempotency_key if sending is not None else None,
+        "worker": worker,
     }
-    begun = transaction.rows(_beginning(), attempt)[0]
-    return Claim(row, lease_token=token, number=begun["number"], started_at=begun["started_at"])
+    begun = _begin(transaction, how, _named(jobs, job), _named(attempts, attempt))
+    if begun is None:
+        return None
+    number, began_at = begun.pop("number"), begun.pop("began_at")
+    return Claim(begun, lease_token=token, number=number, started_at=began_at)
+
+
+class _How(NamedTuple):
+    sends: bool
+    may_create: bool
+    uses_attempt: bool
+
+
+def _begin(transaction: Transaction, how: _How, job: Row, attempt: Row) -> Row | None:
+    """The job's row and, beside its columns, `number` and `began_at` of the attempt."""
+    if transaction.dialect_name != "sqlite":
+        return transaction.row(_beginning_in_one(how), job | attempt)
+    row = transaction.row(_claiming(how).returning(*jobs.c), job)
+    return None if row is None else row | transaction.rows(_beginning("sqlite"), attempt)[0]
 
 
 @cache
-def _claiming(*, sends: bool, may_create: bool, uses_attempt: bool) -> Executable:
+def _beginning_in_one(how: _How) -> Executable:
+    claimed = _claiming(how).returning(*jobs.c).cte("claimed")
+    begun = _beginning("postgresql", beside=claimed).cte("begun")
+    return select(*claimed.c, *begun.c).join_from(claimed, begun, true())
+
+
+@cache
+def _claiming(how: _How) -> Update:
     values: dict[str, Any] = {
         "state": State.RUNNING,
-        "lease_token": _given("token", jobs.c.lease_token),
+        "lease_token": given(jobs.c.lease_token),
         "lease_expires_at": now(LEASE_SECONDS),
         # Never beyond what it may use up, which plain SQL may have written to be all that the column can hold.
         "attempt": case(
-            (jobs.c.attempt < jobs.c.max_attempts, jobs.c.attempt + int(uses_attempt)), else_=jobs.c.attempt
+            (jobs.c.attempt < jobs.c.max_attempts, jobs.c.attempt + int(how.uses_attempt)), else_=jobs.c.attempt
         ),
         "started_at": func.coalesce(jobs.c.started_at, now()),
     }
-    if sends:
-        sent_to = _given("sent_to", jobs.c.sent_to)
-        values["params"] = func.coalesce(jobs.c.params, _given("params", jobs.c.params))
-        values["sent_to"] = case((jobs.c.first_sent_at.is_(None), sent_to), else_=jobs.c.sent_to)
-    if may_create:
+    if how.sends:
+        values["params"] = func.coalesce(jobs.c.params, given(jobs.c.params))
+        values["sent_to"] = case((jobs.c.first_sent_at.is_(None), given(jobs.c.sent_to)), else_=jobs.c.sent_to)
+    if how.may_create:
         values["first_sent_at"] = func.coalesce(jobs.c.first_sent_at, now())
-    dispatched = (jobs.c.id == _given("id", jobs.c.id), jobs.c.state == State.DISPATCHED)
-    return update(jobs).where(*dispatched).values(values).returning(*jobs.c)
+    return update(jobs).where(jobs.c.id == given(jobs.c.id), jobs.c.state == State.DISPATCHED).values(values)
 
 
 @cache
-def _beginning() -> Executable:
-    of_job = attempts.c.job_id == _given("id", attempts.c.job_id)
-    values = {
-        "job_id": _given("id", attempts.c.job_id),
-        "number": select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(of_job).scalar_subquery(),
-        "ambiguous": _given("ambiguous", attempts.c.ambiguous),
-        "idempotency_key": _given("key", attempts.c.idempotency_key),
-        "worker": _given("worker", attempts.c.worker),
-    }
-    return insert(attempts).values(values).returning(attempts.c.number, attempts.c.started_at)
+def _beginning(dialect_name: str, *, beside: FromClause | None = None) -> ReturningInsert[Any]:
+    of_job = attempts.c.job_id == given(attempts.c.job_id)
+    number = select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(of_job).scalar_subquery()
+    names = ("job_id", "ambiguous", "idempotency_key", "worker")
+    statement = inserting(dialect_name, attempts, names, computed={"number": number}, beside=beside)
+    begun: ReturningInsert[Any] = statement.returning(attempts.c.number, attempts.c.started_at.label("began_at"))
+    return begun
 
 
 def mark_dispatched(transaction: Transaction, job_ids: Sequence[str], *, token: str, lease_seconds: float) -> list[Row]:
     """Hand waiting jobs over to Celery under a short lease; those that were still waiting and not locked."""
-    return transaction.rows(_dispatching(lease_seconds), {"given_ids": list(job_ids), "given_token": token})
+    return transaction.rows(_dispatching(lease_seconds), {"given_ids": list(job_ids), "jobs_lease_token": token})
 
 
 @cache
 def _dispatching(lease_seconds: float) -> Executable:
     wanted = jobs.c.id.in_(bindparam("given_ids", expanding=True, type_=jobs.c.id.type))
     waiting = select(jobs.c.id).where(wanted, jobs.c.state.in_(WAITING_STATES)).with_for_update(skip_locked=True)
-    token, lease_expires_at = _given("token", jobs.c.lease_token), now(lease_seconds)
-    values = {"state": State.DISPATCHED, "lease_token": token, "lease_expires_at": lease_expires_at}
+    leased = {"lease_token": given(jobs.c.lease_token), "lease_expires_at": now(lease_seconds)}
+    values = {"state": State.DISPATCHED, **leased}
     return update(jobs).where(jobs.c.id.in_(waiting)).values(values).returning(jobs.c.id, jobs.c.kind)
-
-
-def _given(name: str, column: Column[Any]) -> BindParameter[Any]:
-    return bindparam(f"given_{name}", type_=column.type)
 
 
 def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -> int:
@@ -331,31 +346,62 @@ def past(transaction: Transaction, held: Claim, entry: Entry) -> Past:
 
 def succeed(transaction: Transaction, held: Claim, success: Success, entry: Entry) -> bool:
     """Record the end the job was made for; False if somebody else was faster."""
-    complete_attempt(transaction, held, entry)
     ending = {
         "outcome": success.outcome,
         "customer_id": success.customer.get("id"),
         "livemode": success.livemode,
         "result": success.result(),
     }
-    if not transaction.change(_succeeding(), {"given_id": held.job["id"], "given_token": held.lease_token} | ending):
-        return False
     # Nothing else of a job changes while its lease is held.
     row = held.job | ending | {"state": State.SUCCEEDED, "error": None}
-    if success.outcome in {Outcome.LINKED, Outcome.FRESH}:
+    from_copy = success.outcome in {Outcome.LINKED, Outcome.FRESH}
+    copy = None if from_copy else copy_of(row, success.customer, asked_at=held.started_at)
+    ended = _end_well(
+        transaction,
+        _named(jobs, {"id": held.job["id"], "lease_token": held.lease_token} | ending),
+        _of_attempt(held, entry),
+        _named(events, completion_event(row, State.SUCCEEDED)),
+        copy,
+    )
+    if ended and from_copy:
         link_copy(transaction, row)
-    else:
-        keep_copy(transaction, row, success.customer, asked_at=held.started_at)
-    _emit(transaction, row)
+    return ended
+
+
+def _end_well(transaction: Transaction, job: Row, attempt: Row, event: Row, copy: Row | None) -> bool:
+    how = None if copy is None else _Copying(is_stub=copy["deleted"], links=copy["external_id"] is not None)
+    copied = {} if copy is None else _named(customers, copy)
+    if transaction.dialect_name != "sqlite":
+        return transaction.row(_ending_well_in_one(how), job | attempt | event | copied) is not None
+    transaction.change(_completing(), attempt)
+    if not transaction.change(_succeeding(), job):
+        return False
+    transaction.change(_emitting("sqlite"), event)
+    if how is not None:
+        transaction.change(keeping("sqlite", **how._asdict()), copied)
     return True
 
 
+class _Copying(NamedTuple):
+    is_stub: bool
+    links: bool
+
+
 @cache
-def _succeeding() -> Executable:
+def _ending_well_in_one(how: _Copying | None) -> Executable:
+    ended = _succeeding().returning(jobs.c.id).cte("ended")
+    parts = [_completing().cte("completed"), _emitting("postgresql", beside=ended).cte("emitted")]
+    if how is not None:
+        parts.append(keeping("postgresql", **how._asdict(), beside=ended).cte("kept"))
+    return select(ended.c.id).add_cte(*parts)
+
+
+@cache
+def _succeeding() -> Update:
     values = {"state": State.SUCCEEDED, "lease_token": null(), "lease_expires_at": null(), "error": null()}
-    held = _holds(_given("id", jobs.c.id), _given("token", jobs.c.lease_token))
-    # What Stripe answered is given when it is executed, by the names of its columns.
-    return update(jobs).where(*held).values(finished_at=now(), **values)
+    held = _holds(given(jobs.c.id), given(jobs.c.lease_token))
+    ending = {name: given(jobs.c[name]) for name in ("outcome", "customer_id", "livemode", "result")}
+    return update(jobs).where(*held).values(finished_at=now(), **values, **ending)
 
 
 def retry_later(
@@ -469,18 +515,22 @@ def suggest(transaction: Transaction, job_id: str, customer_id: str) -> int:
 
 def complete_attempt(transaction: Transaction, held: Claim, entry: Entry) -> None:
     """Finish the ledger's row. A late writer does so too: the ledger holds every answer that Stripe gave."""
-    of_attempt = {"given_id": held.job["id"], "given_number": held.number}
-    transaction.change(_completing(), of_attempt | asdict(entry))
+    transaction.change(_completing(), _of_attempt(held, entry))
+
+
+def _of_attempt(held: Claim, entry: Entry) -> Row:
+    return _named(attempts, {"job_id": held.job["id"], "number": held.number} | asdict(entry))
 
 
 @cache
-def _completing() -> Executable:
-    of_attempt = (
-        attempts.c.job_id == _given("id", attempts.c.job_id),
-        attempts.c.number == _given("number", attempts.c.number),
-    )
-    # The entry is given when it is executed, by the names of its columns.
-    return update(attempts).where(*of_attempt).values(finished_at=now())
+def _completing() -> Update:
+    of_attempt = (attempts.c.job_id == given(attempts.c.job_id), attempts.c.number == given(attempts.c.number))
+    values = {each.name: given(attempts.c[each.name]) for each in fields(Entry)}
+    return update(attempts).where(*of_attempt).values(finished_at=now(), **values)
+
+
+def _named(table: Table, values: Mapping[str, Any]) -> Row:
+    return {f"{table.name}_{name}": value for name, value in values.items()}
 
 
 def _back_to_waiting(delay_seconds: float = 0) -> Update:
@@ -519,12 +569,14 @@ def _change(transaction: Transaction, *conditions: ColumnElement[bool], **values
 
 
 def _emit(transaction: Transaction, row: Row) -> None:
-    transaction.change(_emitting(), completion_event(row, State(row["state"])))
+    event = _named(events, completion_event(row, State(row["state"])))
+    transaction.change(_emitting(transaction.dialect_name), event)
 
 
 @cache
-def _emitting() -> Executable:
-    return insert(events)
+def _emitting(dialect_name: str, *, beside: FromClause | None = None) -> Insert:
+    statement: Insert = inserting(dialect_name, events, ("type", "subject", "data"), beside=beside)
+    return statement
 
 
 def _holds(job_id: str | BindParameter[Any], lease_token: str | BindParameter[Any]) -> tuple[ColumnElement[bool], ...]:

@@ -22,28 +22,32 @@ class NotYet:
     """A fetch that may link the job's external_id is still to be done: creating now could make a second customer."""
 
 
+def may_be_known(job: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    """Whether the copy has to be asked about a job at all."""
+    if job["kind"] == Kind.CUSTOMER_FETCH:
+        # A copy lacks what `expand` asks for.
+        return params.get("max_age_seconds") is not None and not params["expand"]
+    # Once it may have been sent, the truth about a create is at Stripe.
+    return job["external_id"] is not None and job["first_sent_at"] is None
+
+
 def answer_from_copy(
     transaction: Transaction, job: Mapping[str, Any], params: Mapping[str, Any], *, livemode: bool
 ) -> Success | NotYet | None:
     """The success of a job whose customer is known already; None: Stripe has to be asked, with these parameters."""
+    if not may_be_known(job, params):
+        return None
     if job["kind"] == Kind.CUSTOMER_FETCH:
         return _fresh(transaction, job, params, livemode)
-    # Once it may have been sent, the truth about a create is at Stripe.
-    if job["external_id"] is None or job["first_sent_at"] is not None:
-        return None
     return _linked(transaction, job, livemode)
 
 
 def _fresh(
     transaction: Transaction, job: Mapping[str, Any], params: Mapping[str, Any], livemode: bool
 ) -> Success | None:
-    max_age_seconds = params.get("max_age_seconds")
-    # A copy lacks what `expand` asks for.
-    if max_age_seconds is None or params["expand"]:
-        return None
     young = (
         customers.c.id == params["customer_id"],
-        customers.c.fetched_at >= now(-float(max_age_seconds)),
+        customers.c.fetched_at >= now(-float(params["max_age_seconds"])),
     )
     return _success(transaction, job, livemode, Outcome.FRESH, *young)
 

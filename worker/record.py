@@ -14,7 +14,7 @@ from customer_jobs.database import Transaction
 from customer_jobs.lifecycle import Claim, Entry, entry_of, refusal, success_of
 from customer_jobs.problems import OUTCOME_UNKNOWN, RATE_LIMITED_TOO_LONG, WORKER_DIED, Problem
 from customer_jobs.vocabulary import Outcome, State, Verdict
-from worker.answers import Answer, Answered, Frozen, KeyRefused, KeyReused, NotAnswered, RateLimited, Transient
+from worker.answers import Answered, Frozen, KeyRefused, KeyReused, NotAnswered, RateLimited, Transient
 from worker.credentials import pause
 from worker.retry import MOST_ABANDONED, GiveUp, History, RetryPolicy, TryAgain, plan_rate_limited, plan_retry
 
@@ -44,12 +44,8 @@ class Recorder:
     policy: RetryPolicy
     draw: Callable[[], float]  #: Uniform in [0, 1), for the jitter.
 
-    def record(
-        self, transaction: Transaction, held: Claim, answer: Answer, *, key_is_live: bool, duration_ms: float
-    ) -> Recorded:
-        """Record the answer to a create or a fetch."""
-        if isinstance(answer, Answered):
-            return succeed(transaction, held, answer, key_is_live=key_is_live, duration_ms=duration_ms)
+    def record(self, transaction: Transaction, held: Claim, answer: NotAnswered, *, duration_ms: float) -> Recorded:
+        """Record an answer that is no object."""
         problem = answer.problem
         match answer:
             case RateLimited():
@@ -168,12 +164,11 @@ def _can_be_kept(body: Any) -> bool:
 def succeed(
     transaction: Transaction, held: Claim, answer: Answered, *, key_is_live: bool, duration_ms: float
 ) -> Recorded:
-    """End the job with Stripe's answer."""
+    """End the job with Stripe's answer; LATE if somebody else has taken over, see `adopt_late`."""
     success = success_of(
         held.job["kind"], answer.body, headers=answer.headers, replayed=answer.replayed, key_is_live=key_is_live
     )
     if not lifecycle.succeed(transaction, held, success, entry_of_success(answer, duration_ms)):
-        adopt_late(transaction, held, success.customer["id"])
         return LATE
     return Recorded(State.SUCCEEDED, outcome=success.outcome)
 

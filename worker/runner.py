@@ -12,19 +12,19 @@ import structlog
 from sqlalchemy import Engine
 
 from customer_jobs import lifecycle
-from customer_jobs.database import Transaction, writing
+from customer_jobs.database import Transaction, alone, reading, writing
 from customer_jobs.errors import InvalidJob, Unavailable
 from customer_jobs.lifecycle import Claim, Entry, Sending, Success, entry_of
 from customer_jobs.problems import INVALID_PAYLOAD, OUTCOME_UNKNOWN, UNKNOWN_CREDENTIAL, Problem
 from customer_jobs.request import Request, request_of
 from customer_jobs.vocabulary import Kind, State, Verdict
-from worker.answers import Answer, KeyRefused
+from worker.answers import Answer, Answered, KeyRefused, NotAnswered
 from worker.credentials import has_to_wait
 from worker.gateway import Gateway
 from worker.leases import LeaseKeeper
-from worker.local_copy import LINK_PAUSE_SECONDS, NotYet, answer_from_copy
-from worker.reconcile import look, record_look, search_for
-from worker.record import Recorded, Recorder, fail
+from worker.local_copy import LINK_PAUSE_SECONDS, NotYet, answer_from_copy, may_be_known
+from worker.reconcile import Looked, look, record_look, search_for
+from worker.record import LATE, Recorded, Recorder, adopt_late, fail, succeed
 from worker.retry import RetryPolicy
 
 RECORD_FOR_SECONDS = 60  #: An answer is worth waiting for the database; after that the lease has run out anyway.
@@ -34,8 +34,9 @@ REFUSED_PAUSE_SECONDS = 1.0  #: Before a job is handed out again that met a work
 log = structlog.get_logger(__name__)
 
 Call = Callable[[Gateway, Request], Answer]
-#: Speaks to Stripe; returns how to record what came back, given the milliseconds that it took.
-Attempt = Callable[[], Callable[[Transaction, float], Recorded]]
+#: Writes down what came back, given the milliseconds that it took; raises Unavailable, and may be repeated then.
+Recording = Callable[[float], Recorded]
+Attempt = Callable[[], Recording]  #: Speaks to Stripe; returns how to record what came back.
 
 
 class Runner:
@@ -58,8 +59,7 @@ class Runner:
 
     def attempt(self, job_id: str, call: Call, policy: RetryPolicy, *, worker: str) -> Recorded | None:
         """Make one attempt at a dispatched job; None if there is nothing to do, as after a doubled message."""
-        with writing(self._engine) as transaction:
-            claimed = self._claim(transaction, job_id, call, policy, worker)
+        claimed = self._claim(job_id, call, policy, worker)
         if claimed is None:
             log.debug("nothing to claim", job_id=job_id)
             return None
@@ -81,9 +81,11 @@ class Runner:
         return Recorder(policy, self._draw).abandon(transaction, held)
 
     def _claim(
-        self, transaction: Transaction, job_id: str, call: Call, policy: RetryPolicy, worker: str
+        self, job_id: str, call: Call, policy: RetryPolicy, worker: str
     ) -> tuple[Claim, Attempt | Recorded] | None:
-        job = lifecycle.read(transaction, job_id)
+        # What is read here may have changed a moment later; every change below holds only for a dispatched job.
+        with reading(self._engine) as transaction:
+            job = lifecycle.read(transaction, job_id)
         if job is None or job["state"] != State.DISPATCHED:
             return None
         try:
@@ -91,36 +93,35 @@ class Runner:
         except InvalidJob as error:
             message = f"{error.field}: {error.problem}"
             problem = Problem("invalid_request_error", INVALID_PAYLOAD, message, param=error.field)
-            return _refuse(transaction, job, problem, worker)
+            return self._refuse(job, problem, worker)
         if not self._gateway.knows(request.credential):
             problem = Problem("authentication_error", UNKNOWN_CREDENTIAL, "no worker has a key of this name")
-            return _refuse(transaction, job, problem, worker)
+            return self._refuse(job, problem, worker)
         key = self._gateway.fingerprint(request.credential)
         if has_to_wait(job, key, was_refused=key in self._refused):
-            lifecycle.postpone(transaction, job_id, delay_seconds=REFUSED_PAUSE_SECONDS)
+            self._postpone(job, REFUSED_PAUSE_SECONDS)
             return None
         if _sent_elsewhere(job, self._gateway.identities(request.credential)):
             message = "the key belongs to another account than the one that the create was sent to"
-            return _refuse(transaction, job, Problem("api_error", OUTCOME_UNKNOWN, message), worker)
+            return self._refuse(job, Problem("api_error", OUTCOME_UNKNOWN, message), worker)
         if _window_is_over(job, policy):
-            lifecycle.start_reconciling(transaction, job_id)
+            with alone(self._engine) as statement:
+                lifecycle.start_reconciling(statement, job_id)
             return None
-        match answer_from_copy(transaction, job, request.params, livemode=self._gateway.is_live(request.credential)):
-            case Success() as success:
-                return _succeed_without_call(transaction, job, success, worker)
-            case NotYet():
-                lifecycle.postpone(transaction, job_id, delay_seconds=LINK_PAUSE_SECONDS)
-                return None
-        return self._prepare(transaction, job, request, call, policy, worker)
+        if may_be_known(job, request.params):
+            with reading(self._engine) as transaction:
+                is_live = self._gateway.is_live(request.credential)
+                known = answer_from_copy(transaction, job, request.params, livemode=is_live)
+            match known:
+                case Success():
+                    return self._succeed_without_call(job, known, worker)
+                case NotYet():
+                    self._postpone(job, LINK_PAUSE_SECONDS)
+                    return None
+        return self._prepare(job, request, call, policy, worker)
 
     def _prepare(
-        self,
-        transaction: Transaction,
-        job: Mapping[str, Any],
-        request: Request,
-        call: Call,
-        policy: RetryPolicy,
-        worker: str,
+        self, job: Mapping[str, Any], request: Request, call: Call, policy: RetryPolicy, worker: str
     ) -> tuple[Claim, Attempt] | None:
         """Claim the job and say what its attempt is: the task's call, or a look for a customer that may exist."""
         may_create = request.kind == Kind.CUSTOMER_CREATE and not job["reconciling"]
@@ -131,45 +132,85 @@ class Runner:
             may_create=may_create,
             uses_attempt=not job["reconciling"],
         )
-        held = lifecycle.claim(transaction, job["id"], worker=worker, sending=sending)
+        with alone(self._engine) as statement:
+            held = lifecycle.claim(statement, job["id"], worker=worker, sending=sending)
         if held is None:
             return None
         held = replace(held, key_fingerprint=self._gateway.fingerprint(request.credential))
         if job["reconciling"]:
-            search = search_for(transaction, held, request.params)
+            with reading(self._engine) as transaction:
+                search = search_for(transaction, held, request.params)
 
-            def look_for_it() -> Callable[[Transaction, float], Recorded]:
+            def look_for_it() -> Recording:
                 looked = look(self._gateway, search)
                 self._notice(held, looked)
-                return lambda tx, duration_ms: record_look(tx, held, looked, duration_ms=duration_ms)
+                return lambda duration_ms: self._record_look(held, looked, duration_ms)
 
             return held, look_for_it
 
         recorder = Recorder(policy, self._draw)
         is_live = self._gateway.is_live(request.credential)
 
-        def make_the_call() -> Callable[[Transaction, float], Recorded]:
+        def make_the_call() -> Recording:
             answer = call(self._gateway, request)
             self._notice(held, answer)
-            return lambda tx, duration_ms: recorder.record(
-                tx, held, answer, key_is_live=is_live, duration_ms=duration_ms
-            )
+            if isinstance(answer, Answered):
+                return lambda duration_ms: self._succeed(held, answer, is_live, duration_ms)
+            return lambda duration_ms: self._try_again_or_give_up(held, answer, recorder, duration_ms)
 
         return held, make_the_call
+
+    def _succeed(self, held: Claim, answer: Answered, key_is_live: bool, duration_ms: float) -> Recorded:
+        # What nearly every job comes to is one statement.
+        with alone(self._engine) as statement:
+            recorded = succeed(statement, held, answer, key_is_live=key_is_live, duration_ms=duration_ms)
+        if recorded is LATE:
+            with writing(self._engine) as transaction:
+                adopt_late(transaction, held, answer.body["id"])
+        return recorded
+
+    def _try_again_or_give_up(
+        self, held: Claim, answer: NotAnswered, recorder: Recorder, duration_ms: float
+    ) -> Recorded:
+        with writing(self._engine) as transaction:
+            return recorder.record(transaction, held, answer, duration_ms=duration_ms)
+
+    def _record_look(self, held: Claim, looked: Looked | NotAnswered, duration_ms: float) -> Recorded:
+        with writing(self._engine) as transaction:
+            return record_look(transaction, held, looked, duration_ms=duration_ms)
+
+    def _postpone(self, job: Mapping[str, Any], delay_seconds: float) -> None:
+        with alone(self._engine) as statement:
+            lifecycle.postpone(statement, job["id"], delay_seconds=delay_seconds)
+
+    def _succeed_without_call(
+        self, job: Mapping[str, Any], success: Success, worker: str
+    ) -> tuple[Claim, Recorded] | None:
+        with writing(self._engine) as transaction:
+            held = lifecycle.claim(transaction, job["id"], worker=worker, sending=None)
+            if held is None:
+                return None
+            lifecycle.succeed(transaction, held, success, Entry(Verdict.SUCCEEDED))
+        return held, Recorded(State.SUCCEEDED, outcome=success.outcome)
+
+    def _refuse(self, job: Mapping[str, Any], problem: Problem, worker: str) -> tuple[Claim, Recorded] | None:
+        """End a job that must not be sent: the attempt is in the ledger, Stripe never heard of it."""
+        with writing(self._engine) as transaction:
+            held = lifecycle.claim(transaction, job["id"], worker=worker, sending=None)
+            if held is None:
+                return None
+            return held, fail(transaction, held, entry_of(Verdict.FAILED, problem), problem)
 
     def _notice(self, held: Claim, answer: object) -> None:
         if isinstance(answer, KeyRefused) and held.key_fingerprint is not None:
             self._refused.add(held.key_fingerprint)
 
-    def _until_recorded(
-        self, held: Claim, record: Callable[[Transaction, float], Recorded], duration_ms: float
-    ) -> Recorded:
+    def _until_recorded(self, held: Claim, record: Recording, duration_ms: float) -> Recorded:
         """Record through a database that is away for a while: the answer must not be lost with it."""
         deadline = time.monotonic() + RECORD_FOR_SECONDS
         while True:
             try:
-                with writing(self._engine) as transaction:
-                    return record(transaction, duration_ms)
+                return record(duration_ms)
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise
@@ -187,26 +228,6 @@ def _window_is_over(job: Mapping[str, Any], policy: RetryPolicy) -> bool:
     if policy.window is None or job["first_sent_at"] is None or job["reconciling"]:
         return False
     return bool(job["read_at"] - job["first_sent_at"] >= policy.window)
-
-
-def _succeed_without_call(
-    transaction: Transaction, job: Mapping[str, Any], success: Success, worker: str
-) -> tuple[Claim, Recorded] | None:
-    held = lifecycle.claim(transaction, job["id"], worker=worker, sending=None)
-    if held is None:
-        return None
-    lifecycle.succeed(transaction, held, success, Entry(Verdict.SUCCEEDED))
-    return held, Recorded(State.SUCCEEDED, outcome=success.outcome)
-
-
-def _refuse(
-    transaction: Transaction, job: Mapping[str, Any], problem: Problem, worker: str
-) -> tuple[Claim, Recorded] | None:
-    """End a job that must not be sent: the attempt is in the ledger, Stripe never heard of it."""
-    held = lifecycle.claim(transaction, job["id"], worker=worker, sending=None)
-    if held is None:
-        return None
-    return held, fail(transaction, held, entry_of(Verdict.FAILED, problem), problem)
 
 
 def _log_attempt(held: Claim, recorded: Recorded, duration_ms: float | None) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Literal, cast
 
+from kombu.transport.redis import PublishBatch
+
 import worker.app
 from customer_jobs import lifecycle
-from customer_jobs.database import writing
+from customer_jobs.database import alone
 from customer_jobs.lifecycle import Claim
 from customer_jobs.producer import CustomerJobs
 from worker import process
@@ -57,13 +59,13 @@ class Point:
 
 #: In a task's thread.
 IN_A_TASK = {
-    "claimed, not committed": Point("after", lifecycle.claim),
+    "claimed": Point("after", lifecycle.claim),
     "claim committed": Point("before", LeaseKeeper.holding),
     "before the call": Point("before", Gateway.create_customer),
     "request sent": Point("before", _Adapter._response, within=(Gateway.create_customer,)),
     "Stripe did it": Point("before", Transport._hear, within=(Gateway.create_customer,)),
     "answer read": Point("before", Runner._until_recorded),
-    "recorded, not committed": Point("after", lifecycle.succeed),
+    "recorded": Point("after", lifecycle.succeed),
     "record committed": Point("before", process.wake),
 }
 #: While a message of another app becomes a job.
@@ -71,15 +73,16 @@ AT_THE_DOOR = {
     "before the INSERT": Point("before", CustomerJobs.enqueue),
     "INSERT committed": Point("after", CustomerJobs.enqueue),
 }
-#: In the dispatcher that leads; the first job that it dispatches is there to warm up.
+#: In the dispatcher that leads; the first job that it dispatches is there to warm up, the others are published in two
+#: round trips.
 IN_THE_DISPATCHER = {
     "marked, not committed": Point("after", lifecycle.mark_dispatched, occurrence=2),
     "marks committed": Point("before", worker.app.publish, occurrence=2),
-    "some published": Point("before", worker.app.publish, occurrence=4),
-    "between XADD and the mark": Point("before", writing, within=(Relay.run_once,)),
+    "some published": Point("before", PublishBatch.flush, occurrence=3),
+    "between XADD and the mark": Point("before", alone, within=(Relay.run_once,)),
     "rescuing": Point("after", upkeep._is_abandoned),
     "pruning": Point("after", prune._empty_jobs),
-    "relaying at the end": Point("before", writing, within=(Relay.run_once, Dispatcher._hand_over)),
+    "relaying at the end": Point("before", alone, within=(Relay.run_once, Dispatcher._hand_over)),
 }
 #: In a person's or an app's process.
 IN_A_PRODUCER = {

@@ -9,7 +9,7 @@ import redis
 import structlog
 from sqlalchemy import ColumnElement, Engine, Select, Update, bindparam, select, update
 
-from customer_jobs.database import reading, writing
+from customer_jobs.database import alone, reading
 from customer_jobs.events import stream_entry
 from customer_jobs.schema import events
 from customer_jobs.sql import now
@@ -52,10 +52,10 @@ class Relay:
         for row in rows:
             pipeline.xadd(self._stream, stream_entry(row))  # type: ignore[arg-type]
         pipeline.execute()
-        with writing(self._engine) as transaction:
+        with alone(self._engine) as statement:
             # One that was stopped since leaves them to whoever leads now: twice on the stream is better than never.
             published = {"of_holder": self._holder, "published": [row["seq"] for row in rows]}
-            return transaction.change(_publishing(), published)
+            return statement.change(_publishing(), published)
 
 
 # Built once: every job passes here.
