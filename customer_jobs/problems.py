@@ -13,6 +13,7 @@ INVALID_PAYLOAD = "invalid_payload"
 UNKNOWN_CREDENTIAL = "unknown_credential"
 WORKER_DIED = "worker_died"
 NO_ANSWER = "no_answer"
+TOO_LATE = "too_late"
 UNREADABLE_ANSWER = "unreadable_answer"
 STILL_RUNNING = "still_running"
 CANCELLED = "cancelled"
@@ -108,5 +109,6 @@ _BY_CODE = {
         "check stripe_account: it must be connected to the account of credential {credential}, and still be; "
         "then retry the job"
     ),
+    TOO_LATE: "see what keeps the workers from running (sleep, a paused machine, a jumping clock), then retry the job",
     WORKER_DIED: "see the workers' logs and memory at the times of its attempts, then retry the job",
 }

@@ -23,6 +23,7 @@ from worker.dispatcher.dispatch import Dispatch
 from worker.dispatcher.leader import take_lead
 from worker.dispatcher.upkeep import show_life
 from worker.gateway import Gateway
+from worker.leases import CLOCKS, Clock
 from worker.record import Recorded
 from worker.retry import CREATE_WINDOW, RetryPolicy
 from worker.runner import Runner
@@ -201,13 +202,21 @@ def fetch(stripe: Gateway, request: Request) -> Answer:
 class Worker:
     """The parts of a worker without Celery: what the dispatcher publishes is attempted at once, one after the other."""
 
-    def __init__(self, engine: Engine, sandbox: Sandbox, *, draw: float = 0.0, **fields: Any) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sandbox: Sandbox,
+        *,
+        draw: float = 0.0,
+        clocks: Sequence[Clock] = CLOCKS,
+        **fields: Any,
+    ) -> None:
         self.engine = engine
         self.settings = settings_for(**{"stripe_api_base": sandbox.url} | fields)
         self.gateway = Gateway(self.settings)
         with writing(engine) as transaction:
             bind(transaction, [Key(*_key(self.gateway, name)) for name in self.settings.stripe_api_keys])
-        self.runner = Runner(engine, self.gateway, draw=lambda: draw)
+        self.runner = Runner(engine, self.gateway, draw=lambda: draw, clocks=clocks)
         self.published: list[tuple[str, str]] = []
         self.holder = lead(engine)
         add_worker(engine)

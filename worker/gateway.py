@@ -7,13 +7,14 @@ import re
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import stripe
 import urllib3
 
 from customer_jobs import __version__
-from customer_jobs.problems import NO_ANSWER, UNREADABLE_ANSWER, Problem, problem_of
+from customer_jobs.problems import NO_ANSWER, TOO_LATE, UNREADABLE_ANSWER, Problem, problem_of
 from customer_jobs.sql import is_storable
 from worker.answers import (
     Answer,
@@ -69,6 +70,7 @@ class Gateway:
         self._accounts: dict[str, str] = {}
         self._pace = Pace()
         self._lock = threading.Lock()
+        self._too_late: Callable[[], bool] = lambda: False
         stripe.enable_telemetry = False  # It writes a file under HOME, and fails where there is none.
         stripe.log = None  # With STRIPE_LOG=debug, meant for an app, it prints customers' data.
         stripe._util.STRIPE_LOG = None  # noqa: SLF001 - read once, when it is imported
@@ -91,6 +93,12 @@ class Gateway:
         account_id = self._accounts.get(credential)
         return (self.fingerprint(credential),) if account_id is None else (account_id, self.fingerprint(credential))
 
+    def unless(self, too_late: Callable[[], bool]) -> Gateway:
+        """This gateway for one attempt: it sends no create any more once that is too late."""
+        for_attempt = copy(self)
+        for_attempt._too_late = too_late  # noqa: SLF001 - its own
+        return for_attempt
+
     def keys(self) -> list[Key]:
         """What may be shown of the keys; asks Stripe once for the account of each."""
         return [
@@ -107,8 +115,12 @@ class Gateway:
     ) -> Answer:
         """POST /v1/customers. Source: https://docs.stripe.com/api/customers/create"""
         options = _options(stripe_account) | {"idempotency_key": idempotency_key}
-        self._pace.wait(("create", credential, stripe_account), self._settings.rate_limit_create)
         client = self._client(credential)
+        self._pace.wait(("create", credential, stripe_account), self._settings.rate_limit_create)
+        # Asked last of all. Stripe may have forgotten the key while this process did not run, or a person had the
+        # create made anew: it would be a second customer. What only reads may come late.
+        if self._too_late():
+            return Transient(Problem("api_error", TOO_LATE, "the attempt was held up for too long; nothing was sent"))
         return self._call(lambda: client.v1.customers.create(params, options), creates=True)  # type: ignore[arg-type]
 
     def fetch_customer(

@@ -1,9 +1,10 @@
-"""Keeps the leases of the attempts that run in this process, so that nobody takes them for abandoned."""
+"""Keeps the leases of the attempts that run in this process, and says when one can be held no longer."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -17,6 +18,24 @@ EXTEND_EVERY_SECONDS = 5  #: A lease of 15 s survives two extensions that fail.
 LONGEST_SECONDS = 120  #: A call that takes longer hangs; connecting and reading have ended by then.
 
 log = structlog.get_logger(__name__)
+
+Clock = Callable[[], float]  #: Seconds since any moment.
+
+
+def _since_boot() -> float:
+    # Linux' monotonic clock stands still while a laptop sleeps, macOS' does not.
+    # Source: https://man7.org/linux/man-pages/man2/clock_gettime.2.html
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+#: The first cannot be set back. A virtual machine that is paused may find only the second put right when it goes on.
+CLOCKS: tuple[Clock, ...] = (_since_boot, time.time)
+
+
+def too_late_after(seconds: float, clocks: Sequence[Clock] = CLOCKS) -> Callable[[], bool]:
+    """Whether so many seconds have passed since this call, by any of the clocks; asked now or after a long sleep."""
+    ends = [(clock, clock() + seconds) for clock in clocks]
+    return lambda: any(clock() >= end for clock, end in ends)
 
 
 class LeaseKeeper:

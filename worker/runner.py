@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from customer_jobs.vocabulary import Kind, State, Verdict
 from worker.answers import Answer, Answered, KeyRefused, NotAnswered
 from worker.credentials import has_to_wait
 from worker.gateway import Gateway
-from worker.leases import LeaseKeeper
+from worker.leases import CLOCKS, LONGEST_SECONDS, Clock, LeaseKeeper, too_late_after
 from worker.local_copy import LINK_PAUSE_SECONDS, NotYet, answer_from_copy, may_be_known
 from worker.reconcile import Looked, look, record_look, search_for
 from worker.record import LATE, Recorded, Recorder, adopt_late, fail, succeed
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 Call = Callable[[Gateway, Request], Answer]
 #: Writes down what came back, given the milliseconds that it took; raises Unavailable, and may be repeated then.
 Recording = Callable[[float], Recorded]
-Attempt = Callable[[], Recording]  #: Speaks to Stripe; returns how to record what came back.
+Attempt = Callable[[Gateway], Recording]  #: Speaks to Stripe; returns how to record what came back.
 
 
 class Runner:
@@ -49,16 +49,20 @@ class Runner:
         *,
         when_recorded: Callable[[], None] = lambda: None,
         draw: Callable[[], float] = random.random,
+        clocks: Sequence[Clock] = CLOCKS,
     ) -> None:
         self._engine = engine
         self._gateway = gateway
         self._leases = LeaseKeeper(engine)
         self._when_recorded = when_recorded
         self._draw = draw
+        self._clocks = clocks
         self._refused: set[str] = set()  #: Fingerprints of keys of this process that Stripe has refused.
 
     def attempt(self, job_id: str, call: Call, policy: RetryPolicy, *, worker: str) -> Recorded | None:
         """Make one attempt at a dispatched job; None if there is nothing to do, as after a doubled message."""
+        # Before the claim: whenever this process stops from now on, it knows when it goes on.
+        too_late = too_late_after(LONGEST_SECONDS, self._clocks)
         claimed = self._claim(job_id, call, policy, worker)
         if claimed is None:
             log.debug("nothing to claim", job_id=job_id)
@@ -69,7 +73,7 @@ class Runner:
         else:
             with self._leases.holding(held):
                 began = time.perf_counter()
-                record = what()
+                record = what(self._gateway.unless(too_late))
                 duration_ms = round((time.perf_counter() - began) * 1000, 3)
                 recorded = self._until_recorded(held, record, duration_ms)
         self._when_recorded()
@@ -141,8 +145,8 @@ class Runner:
             with reading(self._engine) as transaction:
                 search = search_for(transaction, held, request.params)
 
-            def look_for_it() -> Recording:
-                looked = look(self._gateway, search)
+            def look_for_it(stripe: Gateway) -> Recording:
+                looked = look(stripe, search)
                 self._notice(held, looked)
                 return lambda duration_ms: self._record_look(held, looked, duration_ms)
 
@@ -151,8 +155,8 @@ class Runner:
         recorder = Recorder(policy, self._draw)
         is_live = self._gateway.is_live(request.credential)
 
-        def make_the_call() -> Recording:
-            answer = call(self._gateway, request)
+        def make_the_call(stripe: Gateway) -> Recording:
+            answer = call(stripe, request)
             self._notice(held, answer)
             if isinstance(answer, Answered):
                 return lambda duration_ms: self._succeed(held, answer, is_live, duration_ms)

@@ -9,12 +9,15 @@ from datetime import timedelta
 from typing import Any, cast
 
 import redis
+from greenlet import getcurrent
 from sqlalchemy import ColumnElement, Engine, Interval, delete, func, literal, select, type_coerce, update
 
 from customer_jobs import ConflictError, CustomerJobs
 from customer_jobs.database import Transaction, reading, writing
 from customer_jobs.errors import NotRetryable, UnknownJob
 from customer_jobs.lifecycle import Claim, extend
+from customer_jobs.problems import TOO_LATE
+from customer_jobs.request import Request
 from customer_jobs.schema import jobs, leases, metadata
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import FINAL_STATES, Kind, Lease, State
@@ -22,8 +25,9 @@ from customer_jobs.webhooks.intake import Intake
 from tests.builders import Row, create, fetch, settings_for
 from tests.chaos.operation import NONE, Harm, Operation, seam
 from tests.chaos.stand_ins import Leases, Stream
-from tests.chaos.stripe_within import BEFORE_CREATE, StripeWithin
+from tests.chaos.stripe_within import StripeWithin
 from tests.chaos.witness import Witness
+from worker.answers import Answer, NotAnswered
 from worker.credentials import Key, bind
 from worker.dispatcher.dispatch import Dispatch
 from worker.dispatcher.leader import LEASE_SECONDS, take_lead
@@ -41,9 +45,8 @@ DAY_SECONDS = 86_400.0
 ELSEWHERE = "cus_elsewhere"  #: A customer that nobody here has made.
 HOLDERS = ("a", "b")  #: Two dispatchers; either may believe that it leads.
 POLICIES = {Kind.CUSTOMER_CREATE: RetryPolicy(window=CREATE_WINDOW), Kind.CUSTOMER_FETCH: RetryPolicy()}
-CALLS = {Kind.CUSTOMER_CREATE: create, Kind.CUSTOMER_FETCH: fetch}
 MOST_STOPPED = 3  #: At once; each may hold a connection.
-LONGEST_STOP_SECONDS = 3000  #: Less than the hour by which the last create comes before Stripe may forget its key.
+BEFORE_CREATE = "before a create is sent"
 #: Of looks at what is left; each ends something or lets the clock go on to the next moment at which something is due.
 MOST_LOOKS = 400
 
@@ -106,8 +109,6 @@ class Life:
     def pass_time(self, seconds: float) -> None:
         """Everybody's clock goes on."""
         self.stripe.ahead_seconds += seconds
-        for operation in self.stopped:
-            operation.slept_seconds += seconds
         self.shift_clock(seconds)
 
     def shift_clock(self, seconds: float) -> None:
@@ -191,10 +192,10 @@ class Life:
 
     def attempt(self, message: tuple[str, str], harm: Harm = NONE, *, fault: str | None = None) -> None:
         kind, job_id = Kind(message[0]), message[1]
-        runner = self._runner
+        runner, call = self._runner, self._create if kind is Kind.CUSTOMER_CREATE else fetch
 
         def work() -> None:
-            recorded = runner.attempt(job_id, CALLS[kind], POLICIES[kind], worker="w1")
+            recorded = runner.attempt(job_id, call, POLICIES[kind], worker="w1")
             if recorded is None:
                 self._saw("nothing to claim")
             elif recorded.state is State.RUNNING:
@@ -204,6 +205,16 @@ class Life:
 
         self._operate("attempt", work, harm, fault=fault, job_id=job_id)
 
+    def _create(self, stripe: Gateway, request: Request) -> Answer:
+        """The call of the task, before which a process may stop for any time."""
+        seam(BEFORE_CREATE)
+        answer = create(stripe, request)
+        if isinstance(answer, NotAnswered) and answer.problem.code == TOO_LATE:
+            self._saw("too late")
+            if isinstance(current := getcurrent(), Operation):
+                current.was_not_sent = True
+        return answer
+
     def extend_leases(self, longest_seconds: float = LONGEST_SECONDS) -> None:
         """What the thread of a living process does for the attempts under way in it."""
         if self.leases.held:
@@ -211,11 +222,11 @@ class Life:
                 extend(transaction, list(self.leases.held.values()), longest_seconds=longest_seconds)
 
     def go_on(self, operation: Operation, harm: Harm = NONE) -> None:
-        """Let go on what was stopped; or kill it, where nobody could prevent the harm that it would do."""
+        """Let go on what was stopped, however long ago."""
         self.stopped.remove(operation)
         if operation.holder is not None and self._leader() != operation.holder:
             self._saw("two leaders")
-        self._run(operation, Harm("kill", 0) if self._is_hopeless(operation) else harm)
+        self._run(operation, harm)
 
     # What Stripe does of itself.
 
@@ -311,8 +322,8 @@ class Life:
         if harm.what == "stop" and len(self.stopped) >= MOST_STOPPED:
             harm = NONE
         operation.go_on(harm)
-        self.witness.unsent[operation.job_id] += operation.was_unreachable
-        operation.was_unreachable = False
+        self.witness.unsent[operation.job_id] += operation.was_not_sent
+        operation.was_not_sent = False
         if not operation.dead:
             self.stopped.append(operation)
             self._saw(f"stopped {operation.name}")
@@ -328,19 +339,10 @@ class Life:
             )
         return None if row is None else str(row["holder"])
 
-    def _is_hopeless(self, operation: Operation) -> bool:
-        """Whether it would send a create that it has been about to send for too long.
-
-        Nobody can take back a claim from a process that is stopped between the claim and the call: should it go on
-        after Stripe has forgotten the key, or after a person had the create made anew, there is a second customer.
-        """
-        if operation.seam != BEFORE_CREATE:
-            return False
-        return operation.slept_seconds > LONGEST_STOP_SECONDS or bool(self.rows(jobs.c.retry_of == operation.job_id))
-
     def _start_process(self) -> None:
         """A worker process that knows nothing of what the one before it knew."""
-        self._runner = Runner(self.engine, self._gateways[-1], draw=lambda: self._draw)
+        clocks = [lambda: self.stripe.ahead_seconds]
+        self._runner = Runner(self.engine, self._gateways[-1], draw=lambda: self._draw, clocks=clocks)
         self._runner._leases = self.leases  # type: ignore[assignment]
 
     def _saw(self, what: str) -> None:

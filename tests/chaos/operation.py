@@ -47,8 +47,7 @@ class Operation(greenlet):  # type: ignore[misc] # it has no types
         self.fault = fault  #: What its next call to Stripe meets.
         self.seam = "the beginning"  #: The last that it reached.
         self.killed = False
-        self.was_unreachable = False  #: Whether a create could not even be sent.
-        self.slept_seconds = 0.0  #: How far the clock went on while it was stopped.
+        self.was_not_sent = False  #: Whether a create was entered in the ledger and then not sent.
         self._work = work
         self._harm = NONE
         self._left = 0

@@ -24,7 +24,7 @@ from worker.transport import Transport
 
 BASE = "http://127.0.0.1:1"  #: Never connected to.
 UNREACHABLE = "unreachable"  #: Beside the sandbox's faults: no connection comes about.
-BEFORE_CREATE, BEFORE_READ, AFTER_CALL = "before a create is sent", "before Stripe is asked", "after Stripe's answer"
+BEFORE_READ, AFTER_CALL = "before Stripe is asked", "after Stripe's answer"
 
 
 class StripeWithin:
@@ -74,14 +74,15 @@ class _Adapter(HTTPAdapter):
         self._transport = transport
 
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
-        self._pass(BEFORE_CREATE if request.method == "POST" else BEFORE_READ)
+        if request.method == "GET":  # A create is sent at once, when its worker has looked at the clock.
+            self._pass(BEFORE_READ)
         current = getcurrent()
         fault = None
         if isinstance(current, Operation):
             fault, current.fault = current.fault, None
         if fault == UNREACHABLE:
             assert isinstance(current, Operation)
-            current.was_unreachable = request.method == "POST"
+            current.was_not_sent = request.method == "POST"
             refused = urllib3.exceptions.NewConnectionError(None, "refused")  # type: ignore[arg-type]
             raise requests.ConnectionError(urllib3.exceptions.MaxRetryError(None, BASE, refused))  # type: ignore[arg-type]
         answer = self._stripe.answer(self._call(request), fault)

@@ -48,7 +48,7 @@ WANTED = {
 WANTED_ON_SQLITE = WANTED | {
     "doubled message", "lost message", "killed rescue", "killed relay", "killed enqueue", "killed webhook",
     "killed prune", "stopped dispatch", "stopped relay", "publishing fails", "Redis away", "conflict",
-    "doubled webhook", "succeeded linked", "cancelled None",
+    "doubled webhook", "succeeded linked", "cancelled None", "too late",
 }  # fmt: skip
 
 kills = st.integers(1, 12).map(lambda seam: Harm("kill", seam))
