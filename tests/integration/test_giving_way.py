@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,10 +15,12 @@ from customer_jobs.schema import attempts, jobs, lanes
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import IN_FLIGHT_STATES
 from tests.builders import KEY, Worker, add_fetch, add_job, add_worker, age, dispatched, lead, rows
+from worker.dispatcher.dispatch import SLOW_EVERY_SECONDS
 
 AT_ONCE = 2  #: Calls that Stripe's stand-in lets be under way.
 RATE = 10_000.0  #: What the settings of these tests allow.
 EACH = 6  #: Jobs of each kind.
+PATIENCE_SECONDS = 10.0  #: With a rate that is to be halved again after one.
 
 
 @pytest.fixture
@@ -32,6 +35,12 @@ def threads(sandbox: Sandbox) -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(AT_ONCE) as threads:
         yield threads
         sandbox.release()
+
+
+def look_now(worker: Worker) -> None:
+    add_worker(worker.engine, slots=200)
+    lead(worker.engine, worker.holder)
+    worker.dispatch.run_once()
 
 
 def look(worker: Worker, looks: int = 2) -> set[str]:
@@ -91,6 +100,34 @@ def test_the_rate_that_stripe_names_is_halved(
 
     assert reasons(engine) == {reason}
     assert rates(engine) == {"customer.create": RATE, "customer.fetch": RATE, "*": RATE} | {halved: RATE / 2}
+
+
+@pytest.mark.parametrize(("limit", "slowed"), [("rate", "customer.create"), ("account_rate", "*")])
+def test_a_rate_is_halved_once_a_second_at_most(engine: Engine, sandbox: Sandbox, limit: str, slowed: str) -> None:
+    sandbox.release()
+    sandbox.set_limits(**{limit: 0.001})
+    worker = Worker(engine, sandbox)
+
+    def turn_away_and_look() -> tuple[float, float]:
+        """The rate after some new answers 429, and when that was."""
+        for _ in range(EACH):
+            worker.attempt(dispatched(engine))
+        look_now(worker)
+        return rates(engine)[slowed], time.monotonic()
+
+    began = time.monotonic()
+    halved, halved_at = turn_away_and_look()
+    seen = [turn_away_and_look()]
+    while seen[-1][0] > RATE * 0.45:
+        assert seen[-1][1] < halved_at + PATIENCE_SECONDS
+        seen.append(turn_away_and_look())
+
+    # Meanwhile it is felt for: a rate that gives way comes back by some thousandths.
+    assert halved == RATE / 2
+    assert [rate for rate, _ in seen[:-1]] == [pytest.approx(halved, rel=0.05)] * (len(seen) - 1)
+    assert seen[-1][0] == pytest.approx(halved / 2, rel=0.05)
+    assert seen[-1][1] > began + SLOW_EVERY_SECONDS
+    assert len(seen) > 1
 
 
 def test_too_many_at_an_endpoint_lowers_what_is_in_flight_there_and_nowhere_else(
