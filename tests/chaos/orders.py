@@ -17,7 +17,9 @@ CONNECTED_ACCOUNT = "acct_connected"
 PATIENCE_SECONDS = 60.0  #: With a database that is away; an app would rather answer "try again".
 PAUSE_SECONDS = 0.2  #: Between two tries.
 #: Shares of all orders.
-FETCHES, REFUSED, WITH_EXTERNAL_ID, TWICE, CONNECTED = 0.4, 0.03, 0.6, 0.5, 0.1
+FETCHES, MISSING, WITH_EXTERNAL_ID, TWICE, CONNECTED = 0.4, 0.03, 0.6, 0.5, 0.1
+#: Of forty orders two are creates that Stripe refuses: an address that is none, a card that is declined.
+FORTY, REFUSALS = 40, {0: 400, 20: 402}
 
 
 @dataclass(frozen=True)
@@ -31,41 +33,45 @@ class Order:
     external_id: str | None
     stripe_account: str | None
     twice: bool
-    fails: bool  #: Stripe will refuse it, for good.
+    refusal: int | None  #: The status with which Stripe refuses it, for good.
+
+    @property
+    def is_refused_create(self) -> bool:
+        return self.refusal is not None and self.customer_id is None
 
     @property
     def email(self) -> str:
-        return f"customer-{self.number}" + ("" if self.fails else "@example.com")
+        tail = {None: "@example.com", 400: "", 402: "+sandbox.402x99@example.com"}[self.refusal]
+        return f"customer-{self.number}{tail}"
 
 
-def orders(count: int, chance: random.Random, *, refused_creates: bool = True) -> list[Order]:
-    """So many orders of both kinds, for several credentials.
-
-    A create that Stripe refuses after an answer was lost looks for its customer for two minutes before it fails.
-    """
-    return [_order(number, chance, refused_creates=refused_creates) for number in range(count)]
+def orders(count: int, chance: random.Random) -> list[Order]:
+    """So many orders of both kinds, for several credentials."""
+    return [_order(number, chance) for number in range(count)]
 
 
-def _order(number: int, chance: random.Random, *, refused_creates: bool) -> Order:
-    fetches, fails = chance.random() < FETCHES, chance.random() < REFUSED
-    fails = fails and (fetches or refused_creates)
+def _order(number: int, chance: random.Random) -> Order:
+    refusal = REFUSALS.get(number % FORTY)
+    fetches = refusal is None and chance.random() < FETCHES
+    is_missing = fetches and chance.random() < MISSING
     has_external_id = not fetches and chance.random() < WITH_EXTERNAL_ID
     return Order(
         number,
         credential=chance.choice(sorted(KEYS)),
         priority=chance.choice(["urgent", "default", "low", "bulk"]),
-        customer_id=f"cus_{'missing' if fails else 'known'}{number}" if fetches else None,
+        customer_id=f"cus_{'missing' if is_missing else 'known'}{number}" if fetches else None,
         external_id=f"user-{number}" if has_external_id else None,
         stripe_account=CONNECTED_ACCOUNT if chance.random() < CONNECTED else None,
-        twice=has_external_id and chance.random() < TWICE,
-        fails=fails,
+        # What was refused leaves its external_id: the second to ask would get another job.
+        twice=has_external_id and refusal is None and chance.random() < TWICE,
+        refusal=404 if is_missing else refusal,
     )
 
 
 def stock(site: Site, wanted: Sequence[Order]) -> None:
     """Let Stripe have the customers that are to be fetched."""
     for order in wanted:
-        if order.customer_id is not None and not order.fails:
+        if order.customer_id is not None and order.refusal is None:
             account = order.stripe_account or f"acct_{KEYS[order.credential].rpartition('_')[2]}"
             site.sandbox.add_customer(order.customer_id, account=account)
 

@@ -42,8 +42,12 @@ def outcome(
         job = world.jobs.get(*ids)
         if job is None:
             yield f"the job of order {order.number} is lost"
-        elif job["state"] != (State.FAILED if order.fails else State.SUCCEEDED):
+        elif job["state"] != (State.SUCCEEDED if order.refusal is None else State.FAILED):
             yield f"order {order.number} is {job['state']}: {job['error']}"
+        elif order.refusal is not None and job["error"]["http_status"] != order.refusal:
+            yield f"order {order.number} is to be refused with {order.refusal}: {job['error']}"
+        elif order.is_refused_create and job["customer_id"] is not None:
+            yield f"order {order.number} was refused and made {job['customer_id']}"
     if wanted and len(world.jobs) != len(wanted):
         yield f"{len(wanted)} orders became {len(world.jobs)} jobs"
     yield from (f"ended without a cause: {end}" for end in crew.ends if end.cause is None)

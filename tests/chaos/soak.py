@@ -105,16 +105,24 @@ def soak(
     workers: int,
     seed: int,
     only: Collection[str] = (),
-    refused_creates: bool = True,
+    calm_refusals: bool = False,
     calm_seconds: float = CALM_SECONDS,
     say: Say = lambda _: None,
 ) -> Report:
-    """Run one: so many jobs while each fault strikes `rounds` times, or `only` those that are named."""
+    """Run one: so many jobs while each fault strikes `rounds` times, or `only` those that are named.
+
+    A create that Stripe refuses after an answer was lost looks for its customer for two minutes before it fails:
+    `calm_refusals` are all over before the first fault.
+    """
     report, chance, began = Report(seed), random.Random(seed), time.monotonic()
-    wanted = orders(count, chance, refused_creates=refused_creates)
+    wanted = orders(count, chance)
+    refused = [order for order in wanted if order.is_refused_create]
+    # Stripe refuses at once, so these keep no thread.
+    keep_busy = [order for order in wanted if not order.is_refused_create]
     # Enough to give every thread of every worker something to do at once.
     several = workers * THREADS + SPARE_JOBS
-    first, during, last = wanted[:several], wanted[several:-several], wanted[-several:]
+    first, during, last = keep_busy[:several], keep_busy[several:-several], keep_busy[-several:]
+    (first if calm_refusals else during).extend(refused)
     with site(directory, database, latency_seconds=LATENCY_SECONDS, seed=seed) as here:
         stock(here, wanted)
         with (
