@@ -38,7 +38,9 @@ slow: install  ## Run the tests that start many programs or wait for long
 short-chaos: install  ## Do real harm, point by point; three minutes
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/chaos
 
-chaos: install  ## Do real harm to thousands of jobs; a quarter of an hour
+# Two hundred examples take three minutes, with one kind of database on each of two cores.
+chaos: install  ## Do real harm to thousands of jobs, and to hundreds of lives of a few; a good quarter of an hour
+	CHAOS_EXAMPLES=200 $(BIN)/python -m pytest --numprocesses 2 tests/chaos/test_life_cycle.py
 	CHAOS=long $(BIN)/python -m pytest tests/chaos/test_crash_points.py
 	$(BIN)/python -m tests.chaos.soak
 	$(BIN)/python -m tests.chaos.soak --sqlite --jobs 500 --rounds 2 --workers 2

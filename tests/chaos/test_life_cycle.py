@@ -1,6 +1,6 @@
 """The whole life cycle under every harm at any statement: what must hold holds after each step, and all ends well.
 
-`make test` runs the same examples each time; CHAOS_EXAMPLES=1000 looks for new ones.
+`make short-chaos` runs the same examples each time; CHAOS_EXAMPLES=200, as in `make chaos`, looks for so many new ones.
 """
 
 from __future__ import annotations
