@@ -9,8 +9,10 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import redis
 from celery import Celery
@@ -19,7 +21,7 @@ from sqlalchemy import Engine, select, text
 from customer_jobs import CustomerJobs, Job
 from customer_jobs.broker import PREFIX, QUEUE
 from customer_jobs.database import open_engine, reading
-from customer_jobs.embedded import Program, start, wait_until
+from customer_jobs.embedded import Program, free_port, start, wait_until
 from customer_jobs.events import DEFAULT_STREAM
 from customer_jobs.sandbox import Request, Sandbox
 from customer_jobs.schema import events, leases, workers
@@ -229,6 +231,52 @@ class Stack:
         """The workers that jobs are dispatched for."""
         with reading(self.engine) as transaction:
             return {row["name"] for row in transaction.rows(select(workers.c.name))}
+
+
+@dataclass(frozen=True)
+class Flower:
+    """Flower, as a browser sees it."""
+
+    program: Program
+    port: int
+
+    def page(self, path: str) -> str:
+        with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def tasks(self) -> dict[str, Json]:
+        """What it has heard of, by id."""
+        shown: dict[str, Json] = json.loads(self.page("/api/tasks"))
+        return shown
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.page("/healthcheck") == "OK"
+        return False
+
+
+@contextlib.contextmanager
+def flower(
+    directory: Path,
+    settings: Mapping[str, str],
+    *,
+    name: str = "flower",
+    celery: Sequence[str] = CELERY,
+    cwd: Path = CHECKOUT,
+) -> Iterator[Flower]:
+    """The Flower of a Celery application, once it answers; it begins to listen a moment later."""
+    port = free_port()
+    program = start(
+        name,
+        [*celery, "flower", "--address=127.0.0.1", f"--port={port}"],
+        log=directory / f"{name}.log",
+        env=environment({**settings, "FLOWER_UNAUTHENTICATED_API": "true"}),
+        cwd=cwd,
+    )
+    with program:
+        shown = Flower(program, port)
+        wait_until(shown.answers, READY_SECONDS, f"{name} answers", program=program)
+        yield shown
 
 
 @contextlib.contextmanager

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.request import urlopen
 
 import pytest
 import redis
 from celery import Celery
 
-from customer_jobs.embedded import Program, free_port, start, wait_until
-from tests.acceptance.stack import CELERY, CHECKOUT, READY_SECONDS, Stack, email, environment, wait_for_line
+from customer_jobs.embedded import Program, start, wait_until
+from tests.acceptance.stack import READY_SECONDS, Stack, email, environment, flower, wait_for_line
 
 #: As an app has it that never heard of us, with the names that Celery gives by default.
 SHOP = """
@@ -31,7 +27,6 @@ app.conf.worker_send_task_events = True
 def ship(parcel):
     print(f"shipped {parcel}", flush=True)
 """
-FLOWER = ["flower", "--address=127.0.0.1"]
 
 
 @dataclass(frozen=True)
@@ -80,27 +75,6 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
         yield Shop(Celery(broker=stack.redis_url, set_as_current=False), worker)
 
 
-@contextlib.contextmanager
-def flower(name: str, command: list[str], directory: Path, settings: dict[str, str], cwd: Path) -> Iterator[Any]:
-    """Looks into a Flower: a function from a path to its answer."""
-    port = free_port()
-
-    def page(path: str) -> str:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
-
-    def answers() -> bool:
-        with contextlib.suppress(OSError):
-            return page("/healthcheck") == "OK"
-        return False
-
-    env = environment({**settings, "FLOWER_UNAUTHENTICATED_API": "true"})
-    words = [*command, *FLOWER, f"--port={port}"]
-    with start(name, words, log=directory / f"{name}.log", env=env, cwd=cwd) as program:
-        wait_until(answers, READY_SECONDS, f"{name} answers", program=program)
-        yield page
-
-
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("stack", ["sqlite"], indirect=True)]
 
 
@@ -130,36 +104,28 @@ def test_commands_reach_only_ones_own_workers(stack: Stack, shop: Shop) -> None:
 
 
 def test_each_flower_shows_its_own_workers_and_tasks(stack: Stack, shop: Shop, tmp_path: Path) -> None:
-    settings = {"REDIS_URL": stack.redis_url}
     their_celery = [sys.executable, "-m", "celery", f"--broker={stack.redis_url}"]
 
-    def tasks(page: Any) -> dict[str, Any]:
-        shown: dict[str, Any] = json.loads(page("/api/tasks"))
-        return shown
-
-    def shows(page: Any, task_id: str) -> bool:
-        return task_id in tasks(page)
-
     with (
-        flower("ours", CELERY, tmp_path, settings, CHECKOUT) as our_page,
-        flower("theirs", their_celery, tmp_path, {}, tmp_path) as their_page,
+        flower(tmp_path, {"REDIS_URL": stack.redis_url}, name="ours") as ours,
+        flower(tmp_path, {}, name="theirs", celery=their_celery, cwd=tmp_path) as theirs,
     ):
-        # Flower knows what it has heard, and it listens a moment after it answers.
+        # Flower knows what it has heard.
         wait_until(
-            lambda: shows(our_page, stack.wait_for_end(stack.jobs.create_customer({"email": email()})).id),
+            lambda: stack.wait_for_end(stack.jobs.create_customer({"email": email()})).id in ours.tasks(),
             READY_SECONDS,
             "our Flower listens",
         )
-        wait_until(lambda: shows(their_page, shop.ship("a parcel")), READY_SECONDS, "their Flower listens")
+        wait_until(lambda: shop.ship("a parcel") in theirs.tasks(), READY_SECONDS, "their Flower listens")
         job = stack.wait_for_end(stack.jobs.create_customer({"email": email()}))
         parcel = shop.ship("another parcel")
-        wait_until(partial(shows, our_page, job.id), READY_SECONDS, "our Flower shows the job")
-        wait_until(partial(shows, their_page, parcel), READY_SECONDS, "their Flower shows the task")
+        wait_until(lambda: job.id in ours.tasks(), READY_SECONDS, "our Flower shows the job")
+        wait_until(lambda: parcel in theirs.tasks(), READY_SECONDS, "their Flower shows the task")
 
-        assert {task["name"] for task in tasks(our_page).values()} == {"customer.create"}
-        assert {task["name"] for task in tasks(their_page).values()} == {"shop.ship"}
-        assert json.loads(our_page("/workers?json=1"))["data"][0]["hostname"] == "one@test"
-        assert [each["hostname"] for each in json.loads(their_page("/workers?json=1"))["data"]] == ["shop@test"]
+        assert {task["name"] for task in ours.tasks().values()} == {"customer.create"}
+        assert {task["name"] for task in theirs.tasks().values()} == {"shop.ship"}
+        assert json.loads(ours.page("/workers?json=1"))["data"][0]["hostname"] == "one@test"
+        assert [each["hostname"] for each in json.loads(theirs.page("/workers?json=1"))["data"]] == ["shop@test"]
 
 
 def test_every_key_of_ours_begins_with_our_name(stack: Stack, shop: Shop) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import subprocess
 from functools import partial
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 from customer_jobs import Job
-from customer_jobs.embedded import free_port, start, wait_until
+from customer_jobs.embedded import wait_until
 from tests import servers
 from tests.acceptance.stack import (
     CELERY,
@@ -22,6 +19,7 @@ from tests.acceptance.stack import (
     Stack,
     email,
     environment,
+    flower,
     running,
     wait_for_line,
 )
@@ -98,38 +96,26 @@ def test_a_worker_waits_for_its_database_and_its_redis(
 
 @pytest.mark.parametrize("stack", ["sqlite"], indirect=True)
 def test_flower_shows_jobs_by_their_ids_alone(stack: Stack, tmp_path: Path) -> None:
-    port = free_port()
-    command = [*CELERY, "flower", "--address=127.0.0.1", f"--port={port}"]
-    settings = stack.settings | {"FLOWER_UNAUTHENTICATED_API": "true"}
     address = email()
 
-    def page(path: str) -> str:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
+    with flower(tmp_path, stack.settings) as shown:
 
-    def answers() -> bool:
-        with contextlib.suppress(OSError):
-            return page("/healthcheck") == "OK"
-        return False
+        def shows(job: Job) -> bool:
+            return shown.tasks().get(job.id, {}).get("state") in {"SUCCESS", "FAILURE"}
 
-    def shows(job: Job) -> bool:
-        return json.loads(page("/api/tasks")).get(job.id, {}).get("state") in {"SUCCESS", "FAILURE"}
-
-    with start("flower", command, log=tmp_path / "flower.log", env=environment(settings), cwd=CHECKOUT) as flower:
-        wait_until(answers, READY_SECONDS, "Flower answers", program=flower)
-        # Flower knows what it has heard, and it listens a moment after it answers.
+        # Flower knows what it has heard.
         wait_until(
             lambda: shows(stack.wait_for_end(stack.jobs.create_customer({"email": email()}))),
             READY_SECONDS,
             "Flower listens",
-            program=flower,
+            program=shown.program,
         )
         made = stack.wait_for_end(stack.jobs.create_customer({"email": address, "name": "Jenny Rosen"}))
         refused = stack.wait_for_end(stack.jobs.create_customer({"email": f"{address} at home"}))
         for job in (made, refused):
-            wait_until(partial(shows, job), READY_SECONDS, "Flower shows the job", program=flower)
-        tasks = json.loads(page("/api/tasks"))
-        pages = page("/tasks") + page(f"/task/{made.id}") + page(f"/task/{refused.id}") + str(tasks)
+            wait_until(partial(shows, job), READY_SECONDS, "Flower shows the job", program=shown.program)
+        tasks = shown.tasks()
+        pages = "".join(shown.page(path) for path in ("/tasks", f"/task/{made.id}", f"/task/{refused.id}")) + str(tasks)
 
     assert (tasks[made.id]["state"], tasks[refused.id]["state"]) == ("SUCCESS", "FAILURE")
     for job in (made, refused):
