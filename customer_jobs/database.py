@@ -202,6 +202,11 @@ def given(column: Column[Any]) -> BindParameter[Any]:
     return bindparam(f"{column.table.name}_{column.name}", type_=column.type)
 
 
+def named(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of some of a table's columns under the names that `given` has for them."""
+    return {f"{table.name}_{name}": value for name, value in values.items()}
+
+
 def inserting(
     dialect_name: str,
     table: Table,

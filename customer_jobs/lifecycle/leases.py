@@ -1,0 +1,95 @@
+"""Who may work on a job, and until when: handed over, taken back, rescued, kept. No attempt is used by any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from sqlalchemy import Executable, Update, bindparam, func, null, select, update
+
+from customer_jobs.database import Transaction, given
+from customer_jobs.lifecycle.attempt import Claim, Row
+from customer_jobs.lifecycle.claims import LEASE_SECONDS
+from customer_jobs.schema import attempts, is_in_flight, jobs
+from customer_jobs.sql import now
+from customer_jobs.vocabulary import WAITING_STATES, State
+
+
+def mark_dispatched(transaction: Transaction, job_ids: Sequence[str], *, token: str, lease_seconds: float) -> list[Row]:
+    """Hand waiting jobs over to Celery under a short lease; those that were still waiting and not locked."""
+    return transaction.rows(_dispatching(lease_seconds), {"given_ids": list(job_ids), "jobs_lease_token": token})
+
+
+@cache
+def _dispatching(lease_seconds: float) -> Executable:
+    wanted = jobs.c.id.in_(bindparam("given_ids", expanding=True, type_=jobs.c.id.type))
+    waiting = select(jobs.c.id).where(wanted, jobs.c.state.in_(WAITING_STATES)).with_for_update(skip_locked=True)
+    leased = {"lease_token": given(jobs.c.lease_token), "lease_expires_at": now(lease_seconds)}
+    values = {"state": State.DISPATCHED, **leased}
+    return update(jobs).where(jobs.c.id.in_(waiting)).values(values).returning(jobs.c.id, jobs.c.kind)
+
+
+def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -> int:
+    """Let jobs that could not be published wait again at once; how many were still unclaimed. No attempt is used."""
+    return transaction.change(_back_to_waiting().where(jobs.c.id.in_(job_ids), jobs.c.lease_token == token))
+
+
+def postpone(transaction: Transaction, job_id: str, *, delay_seconds: float) -> int:
+    """Let a dispatched job that must not be tried yet wait again. No attempt is used."""
+    return transaction.change(_back_to_waiting(delay_seconds).where(jobs.c.id == job_id))
+
+
+def start_reconciling(transaction: Transaction, job_id: str) -> int:
+    """Let a dispatched job look for its customer instead of sending the create. No attempt is used."""
+    return transaction.change(_back_to_waiting().where(jobs.c.id == job_id).values(reconciling=True))
+
+
+def rescue_unclaimed(transaction: Transaction) -> int:
+    """Let jobs wait again that nobody claimed within their lease; how many. No attempt is used."""
+    return transaction.change(_rescuing())
+
+
+@cache
+def _rescuing() -> Executable:
+    return _back_to_waiting().where(jobs.c.lease_expires_at < now())
+
+
+def expired(transaction: Transaction, limit: int) -> list[Claim]:
+    """The attempts whose worker fell silent, as claims: whoever ends one must be faster than the worker's return."""
+    rows = transaction.rows(_expired(limit))
+    # Plain SQL may write a running job that never had an attempt.
+    return [Claim(row, row["lease_token"], row["number"] or 0, row["began_at"]) for row in rows]
+
+
+@cache
+def _expired(limit: int) -> Executable:
+    last = [
+        select(func.max(column)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery().label(name)
+        for column, name in ((attempts.c.number, "number"), (attempts.c.started_at, "began_at"))
+    ]
+    return (
+        select(*jobs.c, *last)
+        .where(is_in_flight(), jobs.c.state == State.RUNNING, jobs.c.lease_expires_at < now())
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=jobs)
+    )
+
+
+def extend(transaction: Transaction, held: Sequence[Claim], *, longest_seconds: float) -> int:
+    """Push back the end of leases still held; how many. None is extended `longest_seconds` after its claim."""
+    began = select(func.max(attempts.c.started_at)).where(attempts.c.job_id == jobs.c.id).correlate(jobs)
+    statement = update(jobs).where(
+        jobs.c.id.in_([claim.job["id"] for claim in held]),
+        jobs.c.lease_token.in_([claim.lease_token for claim in held]),
+        jobs.c.state == State.RUNNING,
+        began.scalar_subquery() > now(-longest_seconds),
+    )
+    return transaction.change(statement.values(lease_expires_at=now(LEASE_SECONDS)))
+
+
+def _back_to_waiting(delay_seconds: float = 0) -> Update:
+    return (
+        update(jobs)
+        .where(jobs.c.state == State.DISPATCHED)
+        .values(state=State.RETRYING, due_at=now(delay_seconds), lease_token=null(), lease_expires_at=null())
+    )
