@@ -39,7 +39,7 @@ short-chaos: install  ## Do real harm, point by point; three minutes
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/chaos
 
 # Two hundred examples take three minutes, with one kind of database on each of two cores.
-chaos: install  ## Do real harm to thousands of jobs, and to hundreds of lives of a few; a good quarter of an hour
+chaos: install  ## Do real harm to thousands of jobs; a quarter of an hour
 	CHAOS_EXAMPLES=200 $(BIN)/python -m pytest --numprocesses 2 tests/chaos/test_life_cycle.py
 	CHAOS=long $(BIN)/python -m pytest tests/chaos/test_crash_points.py
 	$(BIN)/python -m tests.chaos.soak
