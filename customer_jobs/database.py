@@ -159,7 +159,9 @@ class Transaction:
 
     def rows(self, statement: Executable, parameters: Any = None) -> list[dict[str, Any]]:
         """What a statement returns, each row by the names of its columns."""
-        return [{**row} for row in self._execute(statement, parameters).mappings()]
+        result = self._execute(statement, parameters)
+        names = tuple(result.keys())
+        return [dict(zip(names, row, strict=True)) for row in result]
 
     def row(self, statement: Executable, parameters: Any = None) -> dict[str, Any] | None:
         """The only row, or None."""

@@ -72,14 +72,17 @@ def _connection_class() -> Any:
         is_there: Callable[[], bool] = staticmethod(lambda: True)  # Until it is connected psycopg's own limit holds.
 
         def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
-            return super().wait(cast("Any", self._limited(gen)), *arguments, **options)
+            try:
+                wanted = next(gen)
+            except StopIteration as end:  # As when autocommit is set: there was nothing to wait for.
+                return end.value
+            return super().wait(cast("Any", self._limited(gen, wanted)), *arguments, **options)
 
-        def _limited(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-            """The same steps; while nothing arrives, psycopg comes by here every tenth of a second."""
+        def _limited(self, gen: Generator[Any, Any, Any], wanted: Any) -> Generator[Any, Any, Any]:
+            """The steps behind the first; while nothing arrives, psycopg comes by here every tenth of a second."""
             began = looked_at = time.monotonic()
             silence_seconds = PING_SECONDS if self.is_ping else SILENCE_SECONDS
             try:
-                wanted = next(gen)
                 while True:
                     ready = yield wanted
                     if ready == _NOTHING_YET and time.monotonic() - looked_at > silence_seconds:

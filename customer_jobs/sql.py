@@ -117,7 +117,7 @@ class Unreadable:
 def is_storable(value: Any) -> bool:
     """Whether a `Json` column can hold a value: what others send may be nested too deep, or hold NaN."""
     try:
-        json.dumps(value, allow_nan=False)
+        _encode(value)
     except (ValueError, RecursionError):
         return False
     return True
@@ -136,7 +136,7 @@ class Json(UserDefinedType[Any]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002 - SQLAlchemy's signature
         # Escaped, so that a lone surrogate in somebody's answer cannot keep it from being stored.
-        return lambda value: None if value is None else json.dumps(value, allow_nan=False)
+        return lambda value: None if value is None else _encode(value)
 
     def column_expression(self, colexpr: ColumnElement[Any]) -> ColumnElement[Any]:
         # Every driver hands text over as text; left to itself psycopg would parse, and raise, on its own.
@@ -150,7 +150,7 @@ def _parse(text: str | None) -> Any:
     if text is None:
         return None
     try:
-        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        value = _decoder.decode(text)
     except (ValueError, RecursionError) as error:
         return Unreadable(f"not JSON: {error}")
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
@@ -164,6 +164,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is out of range")
     return value
+
+
+#: Made once: json's own functions make one of each for every value, where they are given options.
+_encode = json.JSONEncoder(allow_nan=False).encode
+_decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def _is_deep(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from customer_jobs.schema import leases
 from tests.builders import rows, settings_for
 from tests.proxy import Proxy
 from worker.app import app
-from worker.broker import GATHER_EVENTS_SECONDS, RECONNECT_SECONDS, PromptConsumer
+from worker.broker import EVENTS_AT_ONCE, GATHER_EVENTS_SECONDS, RECONNECT_SECONDS, PromptConsumer
 from worker.dispatcher import Dispatcher
 
 
@@ -54,6 +55,7 @@ class Loop:
 def test_the_events_of_tasks_gather_and_leave_in_one_message() -> None:
     consumer, loop, flushed = PromptConsumer.__new__(PromptConsumer), Loop(), []
     consumer.hub, consumer._flush_events = loop, lambda: flushed.append(True)
+    consumer.event_dispatcher = SimpleNamespace(buffer_limit=24)
 
     for _ in range(2):
         for _ in range(100):
@@ -64,6 +66,8 @@ def test_the_events_of_tasks_gather_and_leave_in_one_message() -> None:
 
         assert (seconds, loop.soon, loop.later) == (GATHER_EVENTS_SECONDS, [], [])
     assert flushed == [True, True]
+    # Or the thread that has a job to do would send them, well before that.
+    assert consumer.event_dispatcher.buffer_limit == EVENTS_AT_ONCE
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
