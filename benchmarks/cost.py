@@ -1,4 +1,4 @@
-"""What the table costs: beside a bare task, by the jobs that wait in it, and with nothing to do."""
+"""What the table costs: beside a bare task, by the jobs that wait in it, behind jobs that left, with nothing to do."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from benchmarks.arrivals import answered, speed, turned_away
 from benchmarks.line import Line
 from benchmarks.parts import database, enqueue, stage
 from customer_jobs.database import writing
-from customer_jobs.schema import is_in_flight, jobs, lanes
-from tests.builders import add_worker, age, lead, settings_for
+from customer_jobs.schema import is_in_flight, jobs
+from tests import servers
+from tests.builders import add_worker, lead, settings_for
 from worker.dispatcher.dispatch import Dispatch
 from worker.process import THREADS
 
@@ -59,7 +60,6 @@ class Table:
         """Dispatch what a worker has room for; the table is as full as before when this returns."""
         lead(self._engine, "benchmark")
         add_worker(self._engine, THREADS)
-        age(self._engine, 1, lanes)
         began = time.perf_counter()
         look = self._dispatch.run_once()
         self.milliseconds.append((time.perf_counter() - began) * 1000 / look.dispatched)
@@ -82,6 +82,70 @@ def of_looks(postgres_url: str | None, backlogs: tuple[int, int], looks: int) ->
         yield Line(f"dispatching a job of {waiting:,} on {name}", looks, median, "ms", None)
     ratio = medians[1] / medians[0]
     yield Line("  many against few", looks, ratio, "x", None, "<= 1.3 x", reached=ratio <= 1.3)
+
+
+#: What jobs and their dispatcher write, from the INSERT to the published event, as of half an hour ago; a thousand jobs
+#: in each statement, which leaves the same rows and index entries behind as one by one, in a minute instead of an hour.
+PASSING_AT_ONCE = 1000
+PASSING = """
+    INSERT INTO customer_jobs.jobs (kind, payload, due_at)
+        SELECT 'customer.create', '{"body": {}}', clock_timestamp() - interval '30 min' FROM generate_series(1, 1000);
+    UPDATE customer_jobs.jobs SET state = 'dispatched', lease_token = gen_random_uuid(),
+        lease_expires_at = clock_timestamp() - interval '30 min' WHERE id IN (
+            SELECT id FROM customer_jobs.jobs WHERE state IN ('queued', 'retrying')
+            AND due_at < clock_timestamp() - interval '25 min');
+    UPDATE customer_jobs.jobs SET state = 'running', attempt = 1, started_at = clock_timestamp(),
+        lease_expires_at = clock_timestamp() - interval '30 min' WHERE state = 'dispatched';
+    INSERT INTO customer_jobs.attempts (job_id, number) SELECT id, 1 FROM customer_jobs.jobs WHERE state = 'running';
+    UPDATE customer_jobs.attempts SET verdict = 'succeeded', finished_at = clock_timestamp()
+        WHERE finished_at IS NULL;
+    INSERT INTO customer_jobs.events (type, subject, data)
+        SELECT 'benchmark', id, '{}' FROM customer_jobs.jobs WHERE state = 'running';
+    UPDATE customer_jobs.jobs SET state = 'succeeded', outcome = 'created', finished_at = clock_timestamp(),
+        lease_token = NULL, lease_expires_at = NULL WHERE state = 'running';
+    UPDATE customer_jobs.events SET published_at = clock_timestamp() WHERE published_at IS NULL;
+"""
+#: The rows that are written with every job, by their place: by their keys each would walk over all the earlier ones.
+PASSING_THE_LANES = """
+    DO $$ DECLARE place tid; of_kind text; BEGIN
+        PERFORM set_config('enable_seqscan', 'off', false);
+        FOR of_kind IN SELECT kind FROM customer_jobs.lanes LOOP
+            SELECT ctid INTO place FROM customer_jobs.lanes WHERE kind = of_kind;
+            FOR number IN 1..1000 LOOP
+                UPDATE customer_jobs.lanes SET refilled_at = clock_timestamp() WHERE ctid = place
+                    RETURNING ctid INTO place;
+            END LOOP;
+        END LOOP;
+    END $$
+"""
+
+
+def of_an_open_transaction(postgres_url: str, count: int, looks: int) -> Iterator[Line]:
+    """The cost of a look when so many jobs have left, and nothing or a producer's transaction was open meanwhile."""
+    with ExitStack() as open_ones:
+        directory = Path(open_ones.enter_context(tempfile.TemporaryDirectory(prefix="customer-jobs-")))
+        tables = []
+        for is_open in (False, True):
+            url, engine = open_ones.enter_context(database(directory, postgres_url))
+            table = Table(engine, THREADS)
+            table.look()
+            producer, passing = (open_ones.enter_context(servers.connect(url)) for _ in range(2))
+            if is_open:
+                producer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                producer.execute("SELECT count(*) FROM customer_jobs.workers")
+            for _ in range(count // PASSING_AT_ONCE):
+                passing.execute(PASSING)
+                passing.execute(PASSING_THE_LANES)
+            passing.execute("VACUUM ANALYZE")
+            tables.append(table)
+        for _ in range(WARM_UP_LOOKS + looks):
+            for table in tables:
+                table.look()
+        without, within = ([each * THREADS for each in table.milliseconds[-looks:]] for table in tables)
+    for what, each in (("nothing was open", without), ("a transaction is open", within)):
+        yield Line(f"a look when {count:,} jobs have left, {what}", looks, statistics.median(each), "ms", None)
+    ratio = statistics.mean(within) / statistics.mean(without)
+    yield Line("  open against nothing open, mean", looks, ratio, "x", None, "<= 1.5 x", reached=ratio <= 1.5)
 
 
 def of_idling(postgres_url: str | None, seconds: float) -> Line:

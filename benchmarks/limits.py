@@ -53,6 +53,7 @@ class Sizes:
     unlimited: int = 5000
     backlogs: tuple[int, int] = (1000, 1_000_000)
     looks: int = 200
+    left: int = 90_000  #: Jobs of an hour at Stripe's limit.
     idle_seconds: float = 20.0
 
 
@@ -67,6 +68,7 @@ QUICK = Sizes(
     unlimited=1500,
     backlogs=(1000, 100_000),
     looks=60,
+    left=9_000,
     idle_seconds=5.0,
 )
 
@@ -212,6 +214,12 @@ def backlog(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
         yield from cost.of_looks(url, sizes.backlogs, sizes.looks)
 
 
+def open_transaction(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
+    """What a look costs when a transaction has been open for an hour; on SQLite nobody could write meanwhile."""
+    if postgres_url is not None:
+        yield from cost.of_an_open_transaction(postgres_url, sizes.left, sizes.looks)
+
+
 def idle(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
     """What a worker takes that has nothing to do, on either kind of database."""
     for url in dict.fromkeys((postgres_url, None)):
@@ -227,6 +235,7 @@ ROWS: dict[str, Callable[[str | None, Sizes], Iterator[Line]]] = {
     "slow-stripe": slow_stripe,
     "unlimited": unlimited,
     "backlog": backlog,
+    "open-transaction": open_transaction,
     "idle": idle,
 }
 
