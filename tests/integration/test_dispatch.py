@@ -294,6 +294,19 @@ def test_never_more_are_in_flight_than_the_setting_allows(engine: Engine) -> Non
     assert len(table.published) == 3
 
 
+def test_a_lease_that_ran_out_long_ago_holds_no_place(engine: Engine) -> None:
+    for seconds in (1, 60, 60):
+        add_job(engine, state=State.DISPATCHED, lease_expires_at=now(-seconds))
+    waiting = {add_job(engine) for _ in range(3)}
+    table = Table(engine, slots=2)
+    table.look()
+    age(engine, 10, lanes)
+
+    table.look()
+
+    assert len(waiting & set(table.published)) == 1
+
+
 @pytest.mark.parametrize("database", ["postgresql"])
 def test_a_job_that_somebody_holds_in_an_open_transaction_costs_no_token_and_keeps_nobody_waiting(
     engine: Engine,

@@ -15,9 +15,9 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, reading, writing
-from customer_jobs.lanes import Endpoint, Lane, in_flight, lanes_with_work
+from customer_jobs.lanes import Endpoint, Lane, in_flight, is_held, lanes_with_work
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
-from customer_jobs.schema import credentials, is_in_flight, jobs, workers
+from customer_jobs.schema import credentials, jobs, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Kind
 from worker.dispatcher.ceilings import Ceilings, add, by_endpoint
@@ -198,7 +198,7 @@ def _survey(transaction: Transaction, holder: str) -> dict[str, Any]:
 def _survey_query() -> Select[Any]:
     alive = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
     paused = select(func.aggregate_strings(credentials.c.name, ",")).where(credentials.c.paused_at.is_not(None))
-    under_way = select(func.count()).select_from(jobs).where(is_in_flight())
+    under_way = select(func.count()).select_from(jobs).where(is_held())
     return select(
         leads(bindparam("holder")).label("leads"),
         alive.scalar_subquery().label("slots"),
