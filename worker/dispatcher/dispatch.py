@@ -67,6 +67,7 @@ class Dispatch:
         self._publish = publish
         self._holder = holder
         self._looks = 0
+        self._places: dict[Endpoint, str | None] = {}  #: Of the rows in `lanes`, see `Allowance`.
         self._left: deque[tuple[datetime, int]] = deque()  #: When looks were, and how many jobs left.
         self._adapted_at: datetime | None = None
         self._slowed_at: dict[Endpoint, datetime] = {}
@@ -111,7 +112,7 @@ class Dispatch:
         """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
         known = _in_turn([lane for lane in waiting if _is_known(transaction, lane)], self._looks)
         self._looks += 1
-        allowance = Allowance(self._settings, present, self._slowed_at)
+        allowance = Allowance(self._settings, present, self._slowed_at, self._places)
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.own, lane.account)])
         self._adapt(transaction, allowance, present)
         flying = by_endpoint(in_flight(transaction)) if self._ceilings.any() else {}

@@ -10,18 +10,23 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     CompoundSelect,
     Integer,
     Select,
     Update,
+    any_,
     bindparam,
     exists,
     literal,
+    literal_column,
     select,
     tuple_,
     union_all,
     update,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import UserDefinedType
 
 from customer_jobs.database import Transaction
 from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane
@@ -100,12 +105,24 @@ def _next_of(place: int, priority: Priority) -> Select[Any]:
 
 
 class Allowance:
-    """The buckets of some endpoints, read and locked for the length of a transaction."""
+    """The buckets of some endpoints, read and locked for the length of a transaction.
 
-    def __init__(self, settings: Settings, present: datetime, slowed_at: Mapping[Endpoint, datetime]) -> None:
+    `places` is kept between looks: where PostgreSQL put each row when it was written last, its `ctid`. A row is written
+    with every job that leaves; while a transaction stays open, even one that only reads, whoever looks for it by its
+    key walks over all that it was since. Only a hint: a row that is not there any more is looked for by its key.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        present: datetime,
+        slowed_at: Mapping[Endpoint, datetime],
+        places: dict[Endpoint, str | None],
+    ) -> None:
         self._settings = settings
         self._present = present
         self._slowed_at = slowed_at
+        self._places = places
         self.buckets: dict[Endpoint, Bucket] = {}
         self.paused: set[Endpoint] = set()
         self._changed: set[Endpoint] = set()
@@ -114,7 +131,10 @@ class Allowance:
     def read(self, transaction: Transaction, wanted: Iterable[Endpoint]) -> None:
         """Read the buckets as they stand now, making the rows that are not there yet."""
         keys = list(dict.fromkeys(wanted))
-        self._read(transaction, keys)
+        if places := [place for key in keys if (place := self._places.get(key)) is not None]:
+            self._read(transaction, keys, places)
+        if moved := [key for key in keys if key not in self.buckets]:
+            self._read(transaction, moved)
         if new := [key for key in keys if key not in self.buckets]:
             first = {key: Bucket.new(self._limit(key)) for key in new}
             begun = [{**key._asdict(), "tokens": each.tokens, "rate": each.rate} for key, each in first.items()]
@@ -122,9 +142,13 @@ class Allowance:
             # Another dispatcher may have been faster, and spent the token that it begins with.
             self._read(transaction, new)
 
-    def _read(self, transaction: Transaction, keys: Sequence[Endpoint]) -> None:
-        for row in transaction.rows(_buckets_query(), {"keys": [tuple(key) for key in keys]}):
+    def _read(self, transaction: Transaction, keys: Sequence[Endpoint], places: Sequence[str] | None = None) -> None:
+        given: dict[str, Any] = {"keys": [tuple(key) for key in keys]}
+        if places is not None:
+            given["places"] = list(places)
+        for row in transaction.rows(_buckets_query(transaction.dialect_name, in_place=places is not None), given):
             key = Endpoint(row["credential"], row["stripe_account"], row["kind"])
+            self._places[key] = row["place"]
             limit = self._limit(key)
             elapsed = (self._present - row["refilled_at"]).total_seconds()
             quiet = (self._present - self._slowed_at.get(key, LONG_AGO)).total_seconds()
@@ -164,13 +188,16 @@ class Allowance:
         False if `holder` no longer leads: whoever does owns the tokens by now, and nothing may leave. A look that
         changed nothing writes nothing: on SQLite every write calls for another look.
         """
-        written = [
-            {"of_credential": key.credential, "of_account": key.stripe_account, "of_kind": key.kind}
-            | {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": self._refilled_at[key]}
-            for key in self._changed
-            for bucket in [self.buckets[key]]
-        ]
-        return not written or transaction.change(_keep_statement(holder), written) == len(written)
+        statement = _keep_statement(transaction.dialect_name)
+        for key in self._changed:
+            bucket = self.buckets[key]
+            of_row = {"of_credential": key.credential, "of_account": key.stripe_account, "of_kind": key.kind}
+            given = {"tokens": bucket.tokens, "rate": bucket.rate, "refilled_at": self._refilled_at[key]}
+            row = transaction.row(statement, of_row | given | {"of_holder": holder, "of_place": self._places[key]})
+            if row is None:
+                return False
+            self._places[key] = row["place"]
+        return True
 
     def _limit(self, key: Endpoint) -> float:
         match key.kind:
@@ -195,23 +222,45 @@ def _later(present: datetime, refilled_at: datetime) -> datetime:
 
 
 @cache
-def _buckets_query() -> Select[Any]:
+def _buckets_query(dialect_name: str, *, in_place: bool) -> Select[Any]:
     key = tuple_(lanes.c.credential, lanes.c.stripe_account, lanes.c.kind)
-    return select(*lanes.c).where(key.in_(bindparam("keys", expanding=True))).with_for_update()
+    query = select(*lanes.c, _place(dialect_name).label("place")).where(key.in_(bindparam("keys", expanding=True)))
+    if in_place:
+        query = query.where(_place(dialect_name) == any_(bindparam("places", type_=ARRAY(_Tid))))
+    return query.with_for_update()
 
 
 @cache
-def _keep_statement(holder: str) -> Update:
+def _keep_statement(dialect_name: str) -> Update:
+    conditions = [
+        lanes.c.credential == bindparam("of_credential"),
+        lanes.c.stripe_account == bindparam("of_account"),
+        lanes.c.kind == bindparam("of_kind"),
+        leads(bindparam("of_holder")),
+    ]
+    if dialect_name == "postgresql":
+        # Read and locked in this transaction, it is still there.
+        conditions.append(_place(dialect_name) == bindparam("of_place", type_=_Tid()))
     return (
         update(lanes)
-        .where(
-            lanes.c.credential == bindparam("of_credential"),
-            lanes.c.stripe_account == bindparam("of_account"),
-            lanes.c.kind == bindparam("of_kind"),
-            leads(holder),
-        )
+        .where(*conditions)
         .values({name: bindparam(name) for name in ("tokens", "rate", "refilled_at")})
+        .returning(_place(dialect_name).label("place"))
     )
+
+
+class _Tid(UserDefinedType[str]):
+    """The place of a row, as PostgreSQL numbers them."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "tid"
+
+
+def _place(dialect_name: str) -> ColumnElement[str]:
+    # SQLite keeps no earlier versions of a row.
+    return literal_column("ctid" if dialect_name == "postgresql" else "NULL", _Tid())
 
 
 @dataclass(frozen=True)
