@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,13 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, reading, writing
-from customer_jobs.lanes import Endpoint, Lane, in_flight, is_held, lanes_with_work
+from customer_jobs.lanes import Endpoint, Lane, in_flight, is_held
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import credentials, jobs, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Kind
 from worker.dispatcher.ceilings import Ceilings, add, by_endpoint
+from worker.dispatcher.front import Front
 from worker.dispatcher.lanes import LONG_AGO, Allowance, limited_lately, next_jobs
 from worker.dispatcher.leader import leads
 from worker.dispatcher.limits import slowing
@@ -61,12 +63,21 @@ class _LeadLost(Exception):
 class Dispatch:
     """Takes jobs out of the table and hands them to Celery."""
 
-    def __init__(self, engine: Engine, settings: Settings, publish: Publish, *, holder: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        publish: Publish,
+        *,
+        holder: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._publish = publish
         self._holder = holder
         self._looks = 0
+        self._front = Front(clock)
         self._places: dict[Endpoint, str | None] = {}  #: Of the rows in `lanes`, see `Allowance`.
         self._left: deque[tuple[datetime, int]] = deque()  #: When looks were, and how many jobs left.
         self._adapted_at: datetime | None = None
@@ -82,9 +93,10 @@ class Dispatch:
                 return Look(0, leads=False)
             room = self._room(survey)
             paused = (survey["paused"] or "").split(",")
-            waiting = [lane for lane in lanes_with_work(transaction) if lane.credential not in paused] if room else []
+            lanes = self._front.lanes(transaction) if room else []
+            waiting = [lane for lane in lanes if lane.credential not in paused]
         if not waiting:
-            return Look(0, full=room == 0)
+            return Look(0, self._front.seconds_until_whole or None, full=room == 0)
         token = str(uuid.uuid4())
         try:
             with writing(self._engine) as transaction:
@@ -117,7 +129,7 @@ class Dispatch:
         self._adapt(transaction, allowance, present)
         flying = by_endpoint(in_flight(transaction)) if self._ceilings.any() else {}
         wanted = {lane: min(allowance.calls(lane), room, self._ceilings.room(lane, flying)) for lane in known}
-        found = next_jobs(transaction, wanted)
+        found = self._front.next_jobs(transaction, wanted, present)
         order = [
             (job.priority, rank, place, job.job_id, lane)
             for place, (lane, candidates) in enumerate(found.items())
@@ -138,6 +150,7 @@ class Dispatch:
         if not allowance.keep(transaction, self._holder):
             raise _LeadLost
         self._left.append((present, len(marked)))
+        self._front.note_left(len(marked))
         taken = {job["id"]: job for job in marked}
         left = {lane for *_, job_id, lane in order if job_id not in chosen}
         # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
@@ -145,6 +158,7 @@ class Dispatch:
         limited = [lane for lane in known if lane in left or len(found.get(lane, ())) == wanted[lane]]
         pauses = [allowance.seconds_until_next(lane) for lane in limited]
         # None where a call might leave at once: what it waits for is a thread, a lock or a person.
+        pauses.append(self._front.seconds_until_whole)
         again = min((seconds for seconds in pauses if seconds > 0), default=None)
         full = len(chosen) == room or any(self._ceilings.concern(lane) for lane in known)
         return [taken[job_id] for job_id in chosen if job_id in taken], again, full

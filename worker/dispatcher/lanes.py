@@ -54,25 +54,41 @@ class Candidate:
     priority: int  #: With its age counted in.
     due_at: datetime
     job_id: str
+    written_priority: int  #: As it stands in the row.
 
 
 def next_jobs(transaction: Transaction, wanted: Mapping[Lane, int]) -> dict[Lane, list[Candidate]]:
     """The due jobs of each lane, at most as many as wanted, in the order in which they leave."""
+    return first_of(due_jobs(transaction, wanted, {}), wanted)
+
+
+def due_jobs(
+    transaction: Transaction, wanted: Mapping[Lane, int], since: Mapping[tuple[Lane, Priority], datetime]
+) -> dict[Lane, list[Candidate]]:
+    """The due jobs of each lane, of each priority at most as many as wanted of all, in no order.
+
+    `since` says where in a lane to begin; what is due earlier is passed by.
+    """
     in_place = [lane for lane, most in wanted.items() if most > 0]
     found: dict[Lane, list[Candidate]] = {lane: [] for lane in in_place}
     for start in range(0, len(in_place), LANES_AT_ONCE):
         some = in_place[start : start + LANES_AT_ONCE]
-        parameters = {
-            f"{name}_{place}": value
-            for place, lane in enumerate(some)
-            for name, value in {**lane._asdict(), "most": wanted[lane]}.items()
-        }
+        parameters: dict[str, Any] = {}
+        for place, lane in enumerate(some):
+            of_lane = {**lane._asdict(), "most": wanted[lane]}
+            of_lane |= {f"since_{priority}": since.get((lane, priority), LONG_AGO) for priority in Priority}
+            parameters |= {f"{name}_{place}": value for name, value in of_lane.items()}
         for row in transaction.rows(_next_query(len(some)), parameters):
             priority = max(row["priority"] - row["aged"], Priority.URGENT)
-            found[some[row["place"]]].append(Candidate(priority, row["due_at"], row["id"]))
+            found[some[row["place"]]].append(Candidate(priority, row["due_at"], row["id"], row["priority"]))
+    return found
+
+
+def first_of(due: Mapping[Lane, list[Candidate]], wanted: Mapping[Lane, int]) -> dict[Lane, list[Candidate]]:
+    """Those of each lane that leave first, in order."""
     return {
         lane: sorted(each, key=lambda job: (job.priority, job.due_at, job.job_id))[: wanted[lane]]
-        for lane, each in found.items()
+        for lane, each in due.items()
     }
 
 
@@ -86,6 +102,7 @@ def _next_of(place: int, priority: Priority) -> Select[Any]:
         column == bindparam(f"{name}_{place}", type_=column.type)
         for column, name in zip(LANE_COLUMNS, Lane._fields, strict=True)
     )
+    since = bindparam(f"since_{priority}_{place}", type_=jobs.c.due_at.type)
     look = (
         select(
             jobs.c.id,
@@ -94,7 +111,7 @@ def _next_of(place: int, priority: Priority) -> Select[Any]:
             (jobs.c.due_at < now(-AGEING_SECONDS)).label("aged"),
             literal(place).label("place"),
         )
-        .where(is_waiting(), *of_lane, jobs.c.priority == priority.value, jobs.c.due_at <= now())
+        .where(is_waiting(), *of_lane, jobs.c.priority == priority.value, jobs.c.due_at.between(since, now()))
         .order_by(jobs.c.due_at)
         .limit(bindparam(f"most_{place}", type_=Integer))
         # A job that somebody's open transaction holds is passed by, or its lane would wait behind it.

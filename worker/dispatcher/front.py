@@ -1,0 +1,75 @@
+"""Where a look at the table begins: behind what left before, whose entries an open transaction keeps in the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+
+from customer_jobs.database import Transaction
+from customer_jobs.lanes import Lane, lanes_with_work
+from customer_jobs.vocabulary import Priority
+from worker.dispatcher.lanes import Candidate, due_jobs, first_of
+
+LEFT_UNNOTICED = 100  #: What so few jobs leave behind in the index costs a look nothing.
+#: A look from the beginning comes so many times later as the last one took: where much lies behind, this is the part
+#: of the dispatcher's time that it costs, and how long a job may wait that was committed late or in an idle lane.
+PAUSE_FACTOR = 20
+LATE = timedelta(seconds=10)  #: A job that is committed so long after it was due is seen at once all the same.
+SHORTEST_PAUSE_SECONDS = 0.001
+LONGEST_PAUSE_SECONDS = 10.0  #: However long one took: the process or the database may have been stopped meanwhile.
+IDLE_LANES = 25  #: So many in which nothing waits at present are looked at, too.
+
+
+class Front:
+    """What earlier looks found, so that the next need not walk over all that left.
+
+    PostgreSQL can take the entry of a job that left out of an index only once no transaction is open that began before.
+    Only a hint: what a look passes by is seen by the next one from the beginning.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._left = 0  #: Jobs, since the beginning; few are not counted on.
+        self._lanes: list[Lane] = []  #: Those without work first, the longest idle in front.
+        self._since: dict[tuple[Lane, Priority], datetime] = {}  #: Nothing that waits there is due earlier.
+        self._whole_again_at = 0.0
+        self._whole = True
+        self._took_seconds = 0.0
+
+    def lanes(self, transaction: Transaction) -> list[Lane]:
+        """The lanes in which something may wait."""
+        began = self._clock()
+        self._whole = self._left < LEFT_UNNOTICED or began >= self._whole_again_at
+        if not self._whole:
+            return self._lanes
+        found = lanes_with_work(transaction)
+        with_work = set(found)
+        self._lanes = [lane for lane in self._lanes if lane not in with_work][-IDLE_LANES:] + found
+        self._since = {key: since for key, since in self._since.items() if key[0] in set(self._lanes)}
+        self._took_seconds = self._clock() - began
+        return found
+
+    def next_jobs(
+        self, transaction: Transaction, wanted: Mapping[Lane, int], present: datetime
+    ) -> dict[Lane, list[Candidate]]:
+        """The due jobs of each lane, at most as many as wanted, in the order in which they leave."""
+        began = self._clock()
+        due = due_jobs(transaction, wanted, {} if self._whole else self._since)
+        for lane, candidates in due.items():
+            for priority in Priority:
+                first = min((job.due_at for job in candidates if job.written_priority == priority), default=present)
+                self._since[lane, priority] = min(first, present - LATE)
+        if self._whole:
+            ended = self._clock()
+            pause = PAUSE_FACTOR * (self._took_seconds + ended - began)
+            self._whole_again_at = ended + min(pause, LONGEST_PAUSE_SECONDS)
+        return first_of(due, wanted)
+
+    def note_left(self, jobs: int) -> None:
+        """So many more have left."""
+        self._left += jobs
+
+    @property
+    def seconds_until_whole(self) -> float:
+        """When what this look may have passed by can be seen; 0 if it has seen all."""
+        return 0.0 if self._whole else max(self._whole_again_at - self._clock(), SHORTEST_PAUSE_SECONDS)
