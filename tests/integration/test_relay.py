@@ -16,7 +16,7 @@ from customer_jobs.embedded import free_port
 from customer_jobs.schema import events
 from tests.builders import age, lead, rows
 from tests.proxy import Proxy
-from worker.dispatcher.relay import BATCH_SIZE, Relay, connect
+from worker.dispatcher.relay import BATCH_SIZE, LATE_EVENTS, Relay, connect
 
 
 @pytest.fixture
@@ -103,6 +103,29 @@ def test_what_commits_late_is_published_late(engine: Engine, relay: Relay, clien
     relay.run_once()
 
     assert [event["subject"] == "slow" for event in published(client, stream)] == [False, True]
+
+
+@pytest.mark.parametrize(("numbers_late", "at_once"), [(LATE_EVENTS - 1, True), (LATE_EVENTS + 1, False)])
+def test_what_commits_much_later_is_published_when_the_relay_starts_over(
+    engine: Engine, relay: Relay, numbers_late: int, at_once: bool
+) -> None:
+    last = 5000
+    add_numbered(engine, last)
+    relay.run_once()
+    add_numbered(engine, last - numbers_late)
+
+    left = relay.run_once()
+    relay.start_over()
+    left_later = relay.run_once()
+
+    assert (left, left_later) == ((1, 0) if at_once else (0, 1))
+
+
+def add_numbered(engine: Engine, seq: int) -> None:
+    """An event that got its number when its transaction began, and is committed now."""
+    event = {"seq": seq, "type": "customer_jobs.customer.create.succeeded", "subject": str(uuid.uuid4()), "data": {}}
+    with writing(engine) as transaction:
+        transaction.change(insert(events).values(event | {"data": {"credential": "default"}}))
 
 
 def test_an_event_published_but_not_marked_comes_again_under_its_id(

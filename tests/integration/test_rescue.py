@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, delete
 
 from customer_jobs import lifecycle
@@ -56,6 +57,17 @@ def test_a_look_says_what_is_overdue(engine: Engine) -> None:
 
     assert (quiet, waiting) == (Overdue(leases=False, events=False),) * 2
     assert late == Overdue(leases=True, events=True)
+
+
+@pytest.mark.parametrize(("seconds", "seen"), [(70, True), (3600, False)])
+def test_a_short_look_passes_by_what_ran_out_long_ago(engine: Engine, seconds: float, seen: bool) -> None:
+    later(engine, seconds, dispatched(engine, lease_seconds=60))
+    job_id = add_job(engine)
+    with writing(engine) as transaction:
+        lifecycle.cancel(transaction, job_id)
+
+    assert overdue(engine, lately=True) == Overdue(leases=seen, events=False)
+    assert overdue(engine) == Overdue(leases=True, events=True)
 
 
 def abandoned_fetch(engine: Engine, job_id: str | None = None, seconds: float = 16) -> str:

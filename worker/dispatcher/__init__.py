@@ -16,6 +16,7 @@ from customer_jobs.lifecycle import Claim
 from worker.dispatcher import upkeep
 from worker.dispatcher.dispatch import PUBLISH_PAUSE_SECONDS, Dispatch, Look, Publish
 from worker.dispatcher.door import Door
+from worker.dispatcher.front import LONGEST_PAUSE_SECONDS, PAUSE_FACTOR
 from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, show_looks, take_lead
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import BATCH_SIZE, Relay, connect
@@ -64,6 +65,7 @@ class Dispatcher:
         self._holder = f"{worker}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self._leads = threading.Event()
         self._looked_at: float | None = None  #: By the monotonic clock; None while another leads.
+        self._all_overdue_at = 0.0  #: When all that is overdue is looked for again, by the monotonic clock.
         self._stopped = threading.Event()
         self._wakeup = Wakeup()
         self._dispatch = Dispatch(engine, settings, publish, holder=self._holder)
@@ -113,6 +115,7 @@ class Dispatcher:
     def _hand_over(self) -> None:
         with writing(self._engine) as transaction:
             take_lead(transaction, self._holder)
+        self._relay.start_over()
         while self._relay.run_once():
             pass
         with writing(self._engine) as transaction:
@@ -173,11 +176,21 @@ class Dispatcher:
 
     def _rescue_once(self) -> None:
         if self._leads.is_set():
-            overdue = upkeep.overdue(self._engine)
+            began = time.monotonic()
+            lately = began < self._all_overdue_at
+            overdue = upkeep.overdue(self._engine, lately=lately)
+            if not lately:
+                ended = time.monotonic()
+                self._all_overdue_at = ended + min(PAUSE_FACTOR * (ended - began), LONGEST_PAUSE_SECONDS)
             if overdue.events:
+                self._relay.start_over()
+            if overdue.events or lately:
                 self._wakeup.events.set()
             if overdue.leases and upkeep.rescue(self._engine, self._holder, self._abandon):
                 self._wakeup.ring()
+        else:
+            # Whoever comes to lead knows nothing of what ran out before.
+            self._all_overdue_at = 0.0
         self._stopped.wait(RESCUE_EVERY_SECONDS)
 
     def _door_once(self) -> None:

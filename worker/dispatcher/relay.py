@@ -16,6 +16,9 @@ from customer_jobs.sql import now
 from worker.dispatcher.leader import leads
 
 BATCH_SIZE = 200  #: Events in one transaction and one round trip.
+#: Events that are committed so many numbers late are found at once all the same; how many still wait for their
+#: transaction to end is not known.
+LATE_EVENTS = 1000
 REDIS_TIMEOUT_SECONDS = 2  #: A Redis that hangs costs the relay this long, and nobody else anything.
 
 log = structlog.get_logger(__name__)
@@ -41,13 +44,21 @@ class Relay:
         self._client = client
         self._stream = stream
         self._holder = holder
+        #: Where to begin: an open transaction keeps the entries of what was published in the index, and from the first
+        #: entry every batch would walk over all of them.
+        self._since = 0
+
+    def start_over(self) -> None:
+        """Begin the next batch at the first entry: something may have been passed by that was committed late."""
+        self._since = 0
 
     def run_once(self) -> int:
         """Publish the oldest unpublished events; how many. Raises RedisError when they could not be."""
         with reading(self._engine) as transaction:
-            rows = transaction.rows(_oldest(), {"of_holder": self._holder})
+            rows = transaction.rows(_oldest(), {"of_holder": self._holder, "since": self._since})
         if not rows:
             return 0
+        self._since = rows[0]["seq"] - LATE_EVENTS
         pipeline = self._client.pipeline(transaction=False)
         for row in rows:
             pipeline.xadd(self._stream, stream_entry(row))  # type: ignore[arg-type]
@@ -62,7 +73,8 @@ class Relay:
 @cache
 def _oldest() -> Select[Any]:
     of_leader = leads(bindparam("of_holder"))
-    return select(*events.c).where(_unpublished(), of_leader).order_by(events.c.seq).limit(BATCH_SIZE)
+    these = (_unpublished(), events.c.seq >= bindparam("since"), of_leader)
+    return select(*events.c).where(*these).order_by(events.c.seq).limit(BATCH_SIZE)
 
 
 @cache

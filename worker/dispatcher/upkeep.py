@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import structlog
-from sqlalchemy import Engine, Executable, Select, delete, exists, or_, select
+from sqlalchemy import Engine, Executable, Select, delete, exists, false, or_, select
 
 from customer_jobs import __version__, lifecycle
 from customer_jobs.database import Transaction, insert_of, reading, writing
@@ -18,6 +18,7 @@ from worker.dispatcher.leader import still_leads
 from worker.logs import frames
 
 RESCUE_AT_ONCE = 100  #: Attempts ended in one transaction; the next follows at once.
+LATELY_SECONDS = 30  #: A lease that ran out is seen to within seconds; longer ago, it was seen before.
 FORGET_WORKER_SECONDS = 3600  #: A worker that was not seen for longer is gone, not late.
 
 log = structlog.get_logger(__name__)
@@ -53,17 +54,20 @@ class Overdue:
     events: bool  #: That are not published.
 
 
-def overdue(engine: Engine) -> Overdue:
-    """What the leader has to see to."""
+def overdue(engine: Engine, *, lately: bool = False) -> Overdue:
+    """What the leader has to see to; `lately` passes by what ran out long ago, and by all events."""
     with reading(engine) as transaction:
-        return Overdue(**transaction.rows(_overdue_query())[0])
+        return Overdue(**transaction.rows(_overdue_query(lately=lately))[0])
 
 
 @cache
-def _overdue_query() -> Select[bool, bool]:
+def _overdue_query(*, lately: bool) -> Select[bool, bool]:
+    # While a transaction is open, an index keeps the entries of all leases there were, and of all published events.
+    since = [jobs.c.lease_expires_at > now(-LATELY_SECONDS)] if lately else []
+    unpublished = exists().where(events.c.published_at.is_(None))
     return select(
-        exists().where(is_in_flight(), jobs.c.lease_expires_at < now()).label("leases"),
-        exists().where(events.c.published_at.is_(None)).label("events"),
+        exists().where(is_in_flight(), jobs.c.lease_expires_at < now(), *since).label("leases"),
+        (false() if lately else unpublished).label("events"),
     )
 
 
