@@ -42,9 +42,12 @@ def dead_stream_name(stream: str) -> str:
 
 
 def connect(url: str) -> Client:
-    """A client that speaks text, reports an outage soon and repeats nothing by itself."""
+    """A client that speaks text, reports an outage soon and repeats nothing by itself; it connects when first used.
+
+    Raises InvalidSetting for a URL that no Redis can be reached by.
+    """
     try:
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             url,
             decode_responses=True,
             encoding_errors="replace",
@@ -53,8 +56,11 @@ def connect(url: str) -> Client:
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),  # The default of ten retries would hide an outage for a minute.
         )
-    except (ValueError, TypeError) as error:
+        # What the URL's query says is understood only here.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (ValueError, TypeError, redis.RedisError) as error:
         raise InvalidSetting("REDIS_URL is not a Redis URL; it looks like redis://localhost:6379/0") from error
+    return client
 
 
 def block_ms(client: Client) -> int:

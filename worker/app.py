@@ -13,8 +13,8 @@ from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Ignore, Retry
 
 from customer_jobs.broker import PREFIX, QUEUE
-from customer_jobs.environment import setting
 from customer_jobs.errors import CustomerJobsError, InvalidSetting
+from customer_jobs.stream import redis_url
 from customer_jobs.vocabulary import Kind, State
 from worker import process
 from worker.dispatcher import Dispatcher
@@ -22,7 +22,7 @@ from worker.logs import configure_logging, frames
 from worker.record import Recorded
 from worker.retry import RetryPolicy
 from worker.runner import Call
-from worker.settings import REDIS_SCHEMES, settings
+from worker.settings import require_redis, settings
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +48,11 @@ def _broker_url() -> str:
         return settings().redis_url.get_secret_value()
     except InvalidSetting as error:
         # A worker is told all that is wrong when it starts.
-        url = setting("REDIS_URL")
-        if url is None or not url.startswith(REDIS_SCHEMES):
+        try:
+            require_redis(redis_url())
+        except InvalidSetting:
             _exit(error)
-        return url
+        return redis_url()
 
 
 def _pool(words: Sequence[str]) -> str:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from functools import cache
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from customer_jobs.broker import require_understood
 from customer_jobs.database import parse_url
 from customer_jobs.environment import key_settings, setting
 from customer_jobs.errors import InvalidSetting
 from customer_jobs.events import DEFAULT_STREAM
 from customer_jobs.schema import SCHEMA
+from customer_jobs.stream import connect
 
 _KEY = re.compile(r"(sk|rk)_(?P<mode>test|live)_[A-Za-z0-9_]+")  # Source: https://docs.stripe.com/keys
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+REDIS_SCHEMES = ("redis://", "rediss://")
 
 PerSecond = Annotated[float, Field(gt=0, le=100_000)]
 
@@ -62,8 +65,22 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_a_redis(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(REDIS_SCHEMES):
-            raise ValueError(f"must begin with {', '.join(REDIS_SCHEMES)}")
+        try:
+            require_redis(value.get_secret_value())
+        except InvalidSetting as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("stripe_api_base")
+    @classmethod
+    def _is_a_base(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            is_one = parts.hostname and parts.port != 0 and not (parts.query or parts.fragment)
+        except ValueError:
+            is_one = False
+        if not is_one:
+            raise ValueError("must be a URL such as http://127.0.0.1:12111")
         return value
 
     @field_validator("log_level", mode="before")
@@ -119,6 +136,14 @@ class _Environment(PydanticBaseSettingsSource):
 def _stripe_keys() -> dict[str, str]:
     keys = {credential: setting(name) for credential, name in key_settings().items()}
     return {name: key for name, key in keys.items() if key is not None}
+
+
+def require_redis(url: str) -> None:
+    """Return if both the event stream and Celery can use this URL of a Redis; raises InvalidSetting."""
+    if not url.startswith(REDIS_SCHEMES):
+        raise InvalidSetting(f"REDIS_URL must begin with {', '.join(REDIS_SCHEMES)}")
+    connect(url).close()
+    require_understood(url)
 
 
 @cache

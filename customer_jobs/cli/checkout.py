@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from customer_jobs import embedded
-from customer_jobs.broker import PREFIX, QUEUE
+from customer_jobs.broker import PREFIX, QUEUE, require_understood
 from customer_jobs.checks import Check
 from customer_jobs.cli.programs import Part
 from customer_jobs.database import open_engine, reading
@@ -171,6 +171,7 @@ def ping(worker: str, *, seconds: float) -> bool:
     from celery import Celery
     from kombu.exceptions import OperationalError
 
+    require_understood(redis_url())
     app = Celery(broker=redis_url(), set_as_current=False)
     timeouts = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
     app.conf.update(control_exchange=QUEUE, broker_transport_options={"global_keyprefix": PREFIX, **timeouts})

@@ -69,7 +69,7 @@ def health(
             from customer_jobs.cli import checkout
 
             checkout.root()
-            redis_url()
+            connect(redis_url()).close()
             found = looks.health_of_worker(engine, worker, lambda: checkout.ping(worker, seconds=PING_SECONDS))
         else:
             client = connect(redis_url())

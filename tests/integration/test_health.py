@@ -347,6 +347,15 @@ def test_a_missing_setting_is_bad_input(missing: str) -> None:
     assert f"{missing} is not set" in result.stderr
 
 
+@pytest.mark.parametrize("flags", [[], ["--worker", "celery@shop"]], ids=str)
+@pytest.mark.parametrize("url", ["http://x", "redis://[::1", "redis://127.0.0.1:1/0?nonsense=1"])
+def test_a_setting_that_cannot_be_read_is_bad_input(sqlite_url: str, url: str, flags: list[str]) -> None:
+    result = CliRunner().invoke(app, ["health", *flags], env={"DATABASE_URL": sqlite_url, "REDIS_URL": url})
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: REDIS_URL is not a Redis URL")
+
+
 def test_a_worker_that_lives_and_answers_does_its_part(engine: Engine) -> None:
     add_worker(engine)
 
