@@ -382,7 +382,7 @@ def _row(
     }
     if due_at is not None:
         row["due_at"] = payload.check_due_at(due_at)
-    if (most := _max_attempts()) is not None:
+    if (most := max_attempts()) is not None:
         row["max_attempts"] = most
     return row
 
@@ -402,7 +402,8 @@ def _row_of(index: int, row: Any) -> Row:
         raise InvalidJob(f"rows[{index}].{error.field}", error.problem) from error
 
 
-def _max_attempts() -> int | None:
+def max_attempts() -> int | None:
+    """MAX_ATTEMPTS, if it is set; raises InvalidSetting."""
     value = setting("MAX_ATTEMPTS")
     if value is None:
         return None

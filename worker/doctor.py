@@ -12,8 +12,9 @@ from sqlalchemy import Engine, select
 from customer_jobs import doctor
 from customer_jobs.checks import Check, at_once, fail, is_good, ok, out_of_reach, warn
 from customer_jobs.database import database_url, open_engine, reading
-from customer_jobs.environment import PREFIX, key_settings, setting, spelling_of
+from customer_jobs.environment import PREFIX, key_settings, spelling_of
 from customer_jobs.errors import InvalidSetting
+from customer_jobs.producer import max_attempts
 from customer_jobs.schema import credentials
 from customer_jobs.stream import connect, redis_url
 from customer_jobs.webhooks.secrets import SECRET, webhook_secrets
@@ -32,7 +33,6 @@ ACCOUNT_LIMIT = {True: 100, False: 25}  #: By livemode.
 #: Versions that we know to lose messages or task events. Source: https://github.com/celery/celery/issues
 OLDEST = {"celery": (5, 7), "kombu": (5, 7)}
 
-PRODUCERS = ("MAX_ATTEMPTS",)  #: Settings beside those of the class.
 FLOWERS = ("FLOWER_BASIC_AUTH", "FLOWER_AUTH")  #: Either keeps strangers out. Source: Flower's own documentation
 
 
@@ -52,7 +52,7 @@ def examine() -> list[Check]:
             found += answer
     if valid is not None:
         found += [_mode(valid), *_limits(valid)]
-    return [*found, _webhooks(), *_versions(), _flower()]
+    return [*found, _webhooks(valid), *_versions(), _flower()]
 
 
 def _or_nothing(part: Callable[[], list[Check]]) -> list[Check]:
@@ -64,18 +64,22 @@ def _or_nothing(part: Callable[[], list[Check]]) -> list[Check]:
 
 
 def _settings(environ: Mapping[str, str] = os.environ) -> tuple[list[Check], Settings | None]:
-    names = {name.upper() for name in Settings.model_fields} - {"STRIPE_API_KEYS"} | set(PRODUCERS)
-    names |= {SECRET} | set(key_settings().values())
-    spellings = sorted(filter(None, (spelling_of(name) for name in names)))
-    found = []
-    valid = None
+    valid, problems = None, []
     try:
         valid = settings()
     except InvalidSetting as error:
-        found.append(fail("settings", str(error), "set them for every worker, as docs/settings.md says"))
-    else:
-        # Never a value: some are secrets, and this is pasted into tickets.
-        found.append(ok("settings", f"set are {', '.join(spellings)}"))
+        problems.append(str(error))
+    try:
+        max_attempts()
+    except InvalidSetting as error:
+        problems.append(str(error))
+    names = {name.upper() for name in Settings.model_fields} - {"STRIPE_API_KEYS"} | {"MAX_ATTEMPTS", SECRET}
+    names |= _names_of_keys(environ)
+    spellings = sorted(filter(None, (spelling_of(name) for name in names)))
+    # Never a value: some are secrets, and this is pasted into tickets.
+    found = [ok("settings", f"set are {', '.join(spellings)}")]
+    if problems:
+        found = [fail("settings", "; ".join(problems), "set them for every worker, as docs/settings.md says")]
     ours = {spelling for name in names for spelling in (PREFIX + name, f"{PREFIX}{name}_FILE")}
     unknown = [
         name
@@ -87,11 +91,18 @@ def _settings(environ: Mapping[str, str] = os.environ) -> tuple[list[Check], Set
     return found, valid
 
 
+def _names_of_keys(environ: Mapping[str, str]) -> set[str]:
+    try:
+        return set(key_settings(environ).values())
+    except InvalidSetting:  # Two name one credential, which has been said.
+        return {name.removeprefix(PREFIX).removesuffix("_FILE") for name in environ if "STRIPE_API_KEY" in name}
+
+
 def _database() -> list[Check]:
     engine = open_engine(database_url())
     try:
         found = doctor.guarded("database", lambda: doctor.of_database(engine))
-        return found + _known_keys(engine) if is_good(found) else found
+        return found + doctor.guarded("database", lambda: _known_keys(engine)) if is_good(found) else found
     finally:
         engine.dispose()
 
@@ -183,14 +194,14 @@ def _limits(valid: Settings) -> list[Check]:
     return found or [ok("limits", "within what Stripe allows")]
 
 
-def _webhooks() -> Check:
+def _webhooks(valid: Settings | None, environ: Mapping[str, str] = os.environ) -> Check:
+    if not any(value.strip() for name, value in environ.items() if name.removeprefix(PREFIX).startswith(SECRET)):
+        return ok("webhooks", "no signing secret here: no events of Stripe's are taken in")
     try:
         found = webhook_secrets()
     except InvalidSetting as error:
-        if setting(SECRET) is None:
-            return ok("webhooks", "no signing secret here: no events of Stripe's are taken in")
         return fail("webhooks", str(error), "copy the signing secret from Stripe's dashboard")
-    if strangers := sorted(found.keys() - key_settings().keys()):
+    if valid is not None and (strangers := sorted(found.keys() - valid.stripe_api_keys.keys())):
         remedy = "set its key as well: the fetches that its events start need it"
         return warn("webhooks", f"{strangers[0]!r} has a signing secret and no key here", remedy)
     return ok("webhooks", f"signing secrets for {', '.join(sorted(found))}")

@@ -27,8 +27,8 @@ def webhook_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, tuple[
     found = {}
     for suffix in suffixes:
         if (value := setting(SECRET + suffix, environ)) is not None:
-            found[suffix.lstrip("_").lower() or "default"] = split_secrets(value)
-            if not all(map(_WHSEC.fullmatch, split_secrets(value))):
+            secrets = found[suffix.lstrip("_").lower() or "default"] = split_secrets(value)
+            if not secrets or not all(map(_WHSEC.fullmatch, secrets)):
                 raise InvalidSetting(
                     f"{SECRET}{suffix} is not a signing secret (whsec_…), nor several with commas between"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,11 @@ def test_a_live_key_by_accident_fails(env: dict[str, str]) -> None:
         ({"RATE_LIMIT_CREATE": "50"}, "limits", "warn", "above Stripe's 25/s for an endpoint"),
         ({"RATE_LIMIT_ACCOUNT": "60"}, "limits", "warn", "above Stripe's 25/s"),
         ({"STRIPE_WEBHOOK_SECRET": "secret"}, "webhooks", "fail", "is not a signing secret"),
+        ({"STRIPE_WEBHOOK_SECRET": " , "}, "webhooks", "fail", "is not a signing secret"),
+        ({"STRIPE_WEBHOOK_SECRET_EU": "secret"}, "webhooks", "fail", "SECRET_EU is not a signing secret"),
+        ({"MAX_ATTEMPTS": "many"}, "settings", "fail", "MAX_ATTEMPTS must be a number"),
+        ({"STRIPE_API_KEY_DEFAULT": KEY}, "settings", "fail", "set one of them"),
+        ({"STRIPE_API_KEY_DEFAULT": KEY, "STRIPE_WEBHOOK_SECRET_EU": "whsec_x"}, "webhooks", "ok", "secrets for eu"),
         ({"STRIPE_WEBHOOK_SECRET_EU": "whsec_x"}, "webhooks", "warn", "'eu' has a signing secret and no key"),
         ({"FLOWER_BASIC_AUTH": ""}, "flower", "warn", "no password"),
     ],
@@ -197,6 +203,25 @@ def test_an_index_that_was_left_unfinished_fails(engine: Engine) -> None:
     assert check.detail == "not valid: jobs_external_id"
     assert check.remedy == "run `REINDEX INDEX CONCURRENTLY customer_jobs.jobs_external_id`"
     assert of_name(of_database(engine), "indexes").level == "ok"
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_rights_that_are_missing_hide_nothing_else(env: dict[str, str], engine: Engine) -> None:
+    role = f"reader_{uuid.uuid4().hex}"
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {role}"))
+        connection.execute(text(f"GRANT USAGE ON SCHEMA customer_jobs TO {role}"))
+        connection.execute(text(f"GRANT SELECT ON customer_jobs.alembic_version TO {role}"))
+    url = engine.url.update_query_dict({"options": f"-c role={role}"}).render_as_string(hide_password=False)
+
+    checks = found(env | {"DATABASE_URL": url})
+
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))
+        connection.execute(text(f"DROP ROLE {role}"))
+    assert checks["database"]["level"] == "fail"
+    assert "permission denied for table credentials" in checks["database"]["detail"]
+    assert {checks[name]["level"] for name in ("migrations", "redis", "key default")} == {"ok"}
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
