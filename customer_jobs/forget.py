@@ -61,11 +61,14 @@ def find(
     """Every job and local copy about a person: those named, and whatever has their customer id or external_id.
 
     An e-mail address is looked for in every row, which takes seconds in a large table. Raises InvalidJob unless one
-    thing is given.
+    thing is given, and not a blank one.
     """
     given = [value for value in (customer_id, external_id, email, job_id) if value is not None]
     if len(given) != 1:
         raise InvalidJob("forget", "give one of customer id, external_id, e-mail address and job id")
+    if not given[0].strip():
+        # Whoever has no address has a blank one, and a script's variable may be empty.
+        raise InvalidJob("forget", f"{given[0]!r} names nobody")
     about: list[Row] = []
     copies: list[Row] = []
     if job_id is not None:

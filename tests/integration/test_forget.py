@@ -108,6 +108,18 @@ def test_whatever_names_a_person_erases_all_of_it(
     assert job_row(engine, others) == before
 
 
+@pytest.mark.parametrize("flag", ["--customer", "--external-id", "--email"])
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_blank_names_nobody(engine: Engine, database_url: str, flag: str, blank: str) -> None:
+    job_id = add_job(engine, state=State.SUCCEEDED, payload={"body": {"email": "", "name": SECRET}})
+
+    result = run(database_url, flag, blank, "--yes")
+
+    assert result.exit_code == 2
+    assert "names nobody" in result.stderr
+    assert job_row(engine, job_id)["payload"] == {"body": {"email": "", "name": SECRET}}
+
+
 def test_ids_and_the_ledger_stay(engine: Engine, database_url: str) -> None:
     job_id = add_person(engine, error=None)
     before = job_row(engine, job_id)
