@@ -23,7 +23,8 @@ NAMED_AT_MOST = 5  #: Jobs that a refusal names.
 #: Older than any answer of Stripe's: an emptied copy is never young enough to answer a fetch.
 LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
-_ASCII = re.compile(r"[ !#-\[\]-~]+")  # Without what JSON escapes.
+#: What every program writes into JSON as it is. Others than Python escape + and ' and /, too, and may write jobs.
+_NEVER_ESCAPED = re.compile(r"[a-z0-9@._-]+")
 
 Row = dict[str, Any]
 
@@ -131,8 +132,8 @@ def _empty_event(transaction: Transaction, job_id: str) -> None:
 def _with_email(transaction: Transaction, email: str) -> tuple[list[Row], list[Row]]:
     wanted = email.strip().lower()
     # Found by its text first, then by what it is: the text of another field may hold the address as well, and JSON
-    # may spell what is not ASCII in two ways.
-    sure = max(_ASCII.findall(wanted), key=len, default="")
+    # may spell one letter in two ways.
+    sure = max(_NEVER_ESCAPED.findall(wanted), key=len, default="")
     text = [func.lower(cast(column, Text)) for column in (jobs.c.payload, jobs.c.result)]
     may_hold = or_(*(each.contains(sure, autoescape=True) for each in text))
     about = [row for row in transaction.rows(select(*jobs.c).where(may_hold)) if wanted in _emails(row)]

@@ -230,6 +230,17 @@ def test_an_address_that_is_not_ascii_is_found_however_json_spells_it(engine: En
     assert set(found.job_ids) == {escaped, plain}
 
 
+def test_an_address_is_found_whatever_a_program_escapes_in_it(engine: Engine) -> None:
+    job_id = add_job(engine, state=State.FAILED)
+    as_dotnet_does = r"O\u0027Brien\u002Bshop@example.com"
+    raw(engine, f"""UPDATE jobs SET payload = '{{"body": {{"email": "{as_dotnet_does}"}}}}' WHERE id = '{job_id}'""")
+
+    with writing(engine) as transaction:
+        found = find(transaction, email="o'brien+shop@example.com")
+
+    assert found.job_ids == [job_id]
+
+
 def test_the_same_external_id_at_another_account_is_another_customers(engine: Engine) -> None:
     mine = add_person(engine)
     theirs = add_job(engine, state=State.SUCCEEDED, external_id="user-1", stripe_account="acct_1")
