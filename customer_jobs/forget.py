@@ -6,12 +6,27 @@ Stripe, the stream and backups are not touched: what is there is erased there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Text, and_, cast, func, literal_column, null, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from customer_jobs.database import Transaction
 from customer_jobs.errors import CustomerJobsError, InvalidJob
@@ -20,13 +35,22 @@ from customer_jobs.schema import HOLDS_EXTERNAL_ID, attempts, customers, events,
 from customer_jobs.vocabulary import FINAL_STATES, Kind
 
 NAMED_AT_MOST = 5  #: Jobs that a refusal names.
+#: Values in one statement. PostgreSQL takes 65,535; whoever was fetched every minute for a month has as many jobs.
+AT_ONCE = 1000
 #: Older than any answer of Stripe's: an emptied copy is never young enough to answer a fetch.
 LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
 
 #: What every program writes into JSON as it is. Others than Python escape + and ' and /, too, and may write jobs.
 _NEVER_ESCAPED = re.compile(r"[a-z0-9@._-]+")
 
+#: What ties jobs together, and what must be known to erase one: never the large answers.
+_TIES = (jobs.c.id, jobs.c.customer_id, jobs.c.credential, jobs.c.stripe_account, jobs.c.external_id, jobs.c.retry_of)
+_NEEDED = (
+    *_TIES, jobs.c.kind, jobs.c.state, jobs.c.payload, jobs.c.error, jobs.c.body_digest, jobs.c.created_at,
+)  # fmt: skip
+
 Row = dict[str, Any]
+_Value = TypeVar("_Value")
 
 
 class NotForgettable(CustomerJobsError):
@@ -73,15 +97,15 @@ def find(
     about: list[Row] = []
     copies: list[Row] = []
     if job_id is not None:
-        about = transaction.rows(select(*jobs.c).where(jobs.c.id == job_id))
+        about = transaction.rows(select(*_TIES).where(jobs.c.id == job_id))
     elif email is not None:
         about, copies = _with_email(transaction, email)
     elif customer_id is not None:
         copies = transaction.rows(select(*customers.c).where(customers.c.id == customer_id))
-        about = transaction.rows(select(*jobs.c).where(_of_customers([customer_id])))
+        about = transaction.rows(select(*_TIES).where(jobs.c.customer_id == customer_id))
     else:
         copies = transaction.rows(select(*customers.c).where(customers.c.external_id == external_id))
-        about = transaction.rows(select(*jobs.c).where(jobs.c.external_id == external_id))
+        about = transaction.rows(select(*_TIES).where(jobs.c.external_id == external_id))
     return _with_all_of_theirs(transaction, about, copies)
 
 
@@ -93,10 +117,17 @@ def forget(transaction: Transaction, found: Found) -> None:
         raise NotForgettable(
             f"job {named}{more}; wait for the end or `customer-jobs cancel {unfinished[0]['id']}`, then forget"
         )
-    for row in found.jobs:
-        transaction.change(update(jobs).where(jobs.c.id == row["id"]).values(**_emptied(row)))
-        transaction.change(update(attempts).where(attempts.c.job_id == row["id"]).values(error_message=null()))
-        _empty_event(transaction, row["id"])
+    for some in _parts(found.jobs):
+        by_columns = defaultdict(list)
+        for row in some:
+            values = _emptied(row)
+            by_columns[tuple(values)].append({"of_id": row["id"], **values})
+        for each in by_columns.values():
+            # What they hold is given when it is executed, by the names of its columns.
+            transaction.change(update(jobs).where(jobs.c.id == bindparam("of_id")), each)
+        job_ids = [row["id"] for row in some]
+        transaction.change(update(attempts).where(attempts.c.job_id.in_(job_ids)).values(error_message=null()))
+        _empty_events(transaction, job_ids)
     for copy in found.copies:
         key = and_(*(column == copy[column.name] for column in customers.primary_key.columns))
         # The row itself stays: it is what keeps an external_id that a fetch linked from getting a second customer.
@@ -108,11 +139,11 @@ def forget(transaction: Transaction, found: Found) -> None:
 def _emptied(row: Row) -> dict[str, Any]:
     error = row["error"] if isinstance(row["error"], dict) else None
     values: dict[str, Any] = {
-        "params": null(),
-        "context": null(),
-        "result": null(),
+        "params": None,
+        "context": None,
+        "result": None,
         # Messages and parameters may quote what was sent.
-        "error": {**error, "message": None, "param": None} if error is not None else null(),
+        "error": {**error, "message": None, "param": None} if error is not None else None,
     }
     if row["kind"] != Kind.CUSTOMER_FETCH:  # That of a fetch is an id and names of fields.
         values["payload"] = {}
@@ -121,9 +152,9 @@ def _emptied(row: Row) -> dict[str, Any]:
     return values
 
 
-def _empty_event(transaction: Transaction, job_id: str) -> None:
+def _empty_events(transaction: Transaction, job_ids: Sequence[str]) -> None:
     """The context is the producer's own, and may hold anything; the rest are ids."""
-    for event in transaction.rows(select(events.c.seq, events.c.data).where(events.c.subject == job_id)):
+    for event in transaction.rows(select(events.c.seq, events.c.data).where(events.c.subject.in_(job_ids))):
         if isinstance(event["data"], dict) and event["data"].get("context") is not None:
             emptied = {**event["data"], "context": None}
             transaction.change(update(events).where(events.c.seq == event["seq"]).values(data=emptied))
@@ -154,35 +185,44 @@ def _with_all_of_theirs(transaction: Transaction, about: Iterable[Row], copies: 
     seen = -1
     while seen != len(found) + len(held):
         seen = len(found) + len(held)
-        customer_ids = {row["customer_id"] for row in found.values()} | {row["id"] for row in held.values()}
+        customer_ids = {row["customer_id"] for row in found.values()} - {None} | {row["id"] for row in held.values()}
         own_ids = {
             (row["credential"], row["stripe_account"] or "", row["external_id"])
             for row in (*found.values(), *held.values())
             if row["external_id"] is not None
         }
         retried = {row["retry_of"] for row in found.values()} - {None}
-        conditions = [
-            _of_customers(sorted(customer_ids - {None})),
-            tuple_(jobs.c.credential, job_account, jobs.c.external_id).in_(sorted(own_ids)),
-            or_(jobs.c.retry_of.in_(sorted(found)), jobs.c.id.in_(sorted(retried))),
-        ]
-        for condition in conditions:
-            found |= {row["id"]: row for row in transaction.rows(select(*jobs.c).where(condition))}
-        of_id = customers.c.id.in_(sorted(customer_ids - {None}))
-        linked = tuple_(customers.c.credential, customers.c.stripe_account, customers.c.external_id)
-        theirs = or_(of_id, linked.in_(sorted(own_ids)))
-        held |= {_key(row): row for row in transaction.rows(select(*customers.c).where(theirs))}
+        for column, values in (
+            (jobs.c.customer_id, customer_ids),
+            (tuple_(jobs.c.credential, job_account, jobs.c.external_id), own_ids),
+            (jobs.c.retry_of, set(found)),
+            (jobs.c.id, retried),
+        ):
+            found |= {row["id"]: row for row in _rows(transaction, select(*_TIES), column, values)}
+        for column, values in (
+            (customers.c.id, customer_ids),
+            (tuple_(customers.c.credential, customers.c.stripe_account, customers.c.external_id), own_ids),
+        ):
+            held |= {_key(row): row for row in _rows(transaction, select(*customers.c), column, values)}
     return Found(_locked(transaction, found), list(held.values()))
 
 
-def _locked(transaction: Transaction, found: Mapping[str, Row]) -> list[Row]:
+def _locked(transaction: Transaction, job_ids: Iterable[str]) -> list[Row]:
     holds: Any = literal_column(f"({HOLDS_EXTERNAL_ID})").label("holds_external_id")
-    rows = select(*jobs.c, holds).where(jobs.c.id.in_(list(found))).order_by(jobs.c.created_at)
-    return transaction.rows(rows.with_for_update())
+    rows = _rows(transaction, select(*_NEEDED, holds).with_for_update(), jobs.c.id, job_ids)
+    return sorted(rows, key=lambda row: (row["created_at"], row["id"]))
 
 
-def _of_customers(customer_ids: list[str]) -> ColumnElement[bool]:
-    return jobs.c.customer_id.in_(customer_ids)
+def _rows(
+    transaction: Transaction, query: Select[Any], column: ColumnElement[Any], values: Iterable[Any]
+) -> Iterator[Row]:
+    for some in _parts(sorted(values)):
+        yield from transaction.rows(query.where(column.in_(some)))
+
+
+def _parts(every: Sequence[_Value]) -> Iterator[Sequence[_Value]]:
+    for start in range(0, len(every), AT_ONCE):
+        yield every[start : start + AT_ONCE]
 
 
 def _key(copy: Row) -> tuple[Any, ...]:

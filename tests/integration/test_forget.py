@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, func, insert, select
 from typer.testing import CliRunner, Result
 
 from customer_jobs import ConflictError, CustomerJobs
@@ -228,6 +228,21 @@ def test_an_address_that_is_not_ascii_is_found_however_json_spells_it(engine: En
         found = find(transaction, email="jörg@example.com")
 
     assert set(found.job_ids) == {escaped, plain}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_whoever_was_fetched_every_minute_for_two_months_is_erased(engine: Engine, database_url: str) -> None:
+    count = 66_000  # A statement of PostgreSQL's protocol has 65,535 parameters at most.
+    columns = "kind, customer_id, payload, context, state, outcome, finished_at"
+    fetch = f"""'customer.fetch', '{CUSTOMER_ID}', '{{}}', '"{SECRET}"', 'succeeded', 'found', now()"""
+    raw(engine, f"INSERT INTO jobs ({columns}) SELECT {fetch} FROM generate_series(1, {count})")
+
+    result = run(database_url, "--customer", CUSTOMER_ID, "--yes", "--json")
+
+    assert len(json.loads(result.stdout)["jobs"]) == count
+    with reading(engine) as transaction:
+        assert transaction.value(select(func.count()).where(jobs.c.context.is_not(None))) == 0
 
 
 def test_an_address_is_found_whatever_a_program_escapes_in_it(engine: Engine) -> None:
