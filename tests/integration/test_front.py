@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -71,8 +71,8 @@ class Table:
         self.clock.seconds += 60
         return self.look()
 
-    def _publish(self, _: str, job_id: str) -> None:
-        self._published.append(job_id)
+    def _publish(self, jobs: Sequence[tuple[str, str]]) -> None:
+        self._published += [job_id for _, job_id in jobs]
 
 
 @pytest.fixture
