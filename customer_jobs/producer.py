@@ -27,7 +27,7 @@ from customer_jobs.environment import setting
 from customer_jobs.errors import ConflictError, InvalidJob, InvalidSetting, NotRetryable, UnknownJob
 from customer_jobs.job import Customer, Job, attempt_from_row, customer_from_row, job_from_row
 from customer_jobs.schema import HOLDS_EXTERNAL_ID, attempts, customers, job_account, jobs
-from customer_jobs.sql import is_one_of, now
+from customer_jobs.sql import Unreadable, is_one_of, now
 from customer_jobs.vocabulary import Kind, State
 
 BATCH_SIZE = 500  #: Rows in one INSERT; PostgreSQL takes 65,535 parameters.
@@ -215,6 +215,11 @@ class CustomerJobs:
                     f"job {old['id']} was emptied, by `forget` or after RETENTION_DAYS; look at Stripe for a customer "
                     "whose metadata customer_jobs_id is its id, and link it: "
                     "`customer-jobs fetch <customer id> --external-id <id>`"
+                )
+            if isinstance(old["payload"], Unreadable):
+                raise NotRetryable(
+                    f"the payload of job {old['id']} cannot be read ({old['payload'].problem}); "
+                    "enqueue a job with what it should have said"
                 )
             with transaction.savepoint():
                 made = lifecycle.retry_by_hand(transaction, old)

@@ -9,7 +9,7 @@ from customer_jobs.lifecycle.attempt import Row
 from customer_jobs.lifecycle.claims import read
 from customer_jobs.lifecycle.ends import change, emit
 from customer_jobs.schema import credentials, is_waiting, jobs
-from customer_jobs.sql import now
+from customer_jobs.sql import Unreadable, now
 from customer_jobs.vocabulary import KEY_REFUSED, Kind, State
 
 
@@ -34,11 +34,12 @@ def retry_by_hand(transaction: Transaction, failed: Row, *, candidate_customer_i
     Where Stripe may have executed the old job, the new one begins by looking for the customer.
     """
     taken_over = (
-        "kind", "payload", "context", "external_id", "credential", "stripe_account", "priority", "max_attempts",
+        "kind", "payload", "external_id", "credential", "stripe_account", "priority", "max_attempts",
         "first_sent_at", "sent_to", "traceparent",
     )  # fmt: skip
     unknown = failed["first_sent_at"] is not None
     values = {name: failed[name] for name in taken_over} | {
+        "context": None if isinstance(failed["context"], Unreadable) else failed["context"],
         "retry_of": failed["id"],
         "reconciling": unknown,
         # Frozen parameters hold the old job's id; what was certainly not executed is prepared anew.

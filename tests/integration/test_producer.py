@@ -23,7 +23,7 @@ from customer_jobs.migrate import migrate
 from customer_jobs.schema import customers as customers_table
 from customer_jobs.schema import jobs as jobs_table
 from customer_jobs.vocabulary import State, Verdict
-from tests.builders import CUSTOMER_ID, EMAIL, add_job, change, claimed, entry, job_row, rows, success
+from tests.builders import CUSTOMER_ID, EMAIL, add_job, change, claimed, entry, job_row, raw, rows, success
 from tests.proxy import Proxy
 
 BODY = {"email": EMAIL, "name": "Jenny Rosen", "metadata": {"plan": "pro"}}
@@ -827,6 +827,25 @@ def test_only_a_failed_job_can_be_retried(engine: Engine, jobs: CustomerJobs, st
 
     with pytest.raises(NotRetryable, match=f"is {state}"):
         jobs.retry(job_id)
+
+
+def test_a_job_that_cannot_be_read_cannot_be_retried(engine: Engine, jobs: CustomerJobs) -> None:
+    job_id = add_job(engine, state=State.FAILED)
+    raw(engine, f"""UPDATE jobs SET payload = '{{"body": {{"balance": 1e400}}}}' WHERE id = '{job_id}'""")
+
+    with pytest.raises(NotRetryable, match=f"payload of job {job_id} cannot be read"):
+        jobs.retry(job_id)
+
+    assert count(engine) == 1
+
+
+def test_a_context_that_cannot_be_read_keeps_no_job_from_being_retried(engine: Engine, jobs: CustomerJobs) -> None:
+    job_id = add_job(engine, state=State.FAILED)
+    raw(engine, f"UPDATE jobs SET context = '[1e400]' WHERE id = '{job_id}'")
+
+    again = jobs.retry(job_id)
+
+    assert (again.retry_of, again.context) == (job_id, None)
 
 
 def test_nothing_cannot_be_retried_or_cancelled(jobs: CustomerJobs) -> None:
