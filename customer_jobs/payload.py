@@ -208,13 +208,7 @@ def _check_json(field: str, value: Any, *, brackets_refused: bool, depth: int = 
         raise InvalidJob(field, f"is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
         for key, each in value.items():
-            if not isinstance(key, str):
-                raise InvalidJob(field, f"key {_shown(key)} must be text")
-            _check_text(field, key)
-            if brackets_refused and ("[" in key or "]" in key):
-                raise InvalidJob(
-                    field, f"key {_shown(key)} must not hold brackets: Stripe would read another parameter"
-                )
+            _check_key(field, key, brackets_refused=brackets_refused)
             _check_json(_inside(field, key), each, brackets_refused=brackets_refused, depth=depth + 1)
     elif isinstance(value, list | tuple):
         for index, each in enumerate(value):
@@ -227,6 +221,17 @@ def _check_json(field: str, value: Any, *, brackets_refused: bool, depth: int = 
         raise InvalidJob(field, "must be a number of at most 64 bits")
     elif value is not None and not isinstance(value, bool | int | float):
         raise InvalidJob(field, f"must be a JSON value, not {_type(value)}")
+
+
+def _check_key(field: str, key: Any, *, brackets_refused: bool) -> None:
+    if not isinstance(key, str):
+        raise InvalidJob(field, f"key {_shown(key)} must be text")
+    _check_text(field, key)
+    if brackets_refused and not key:
+        # Within an object it would become `name[]`, an element of a list.
+        raise InvalidJob(field, "must not have a key without a name: Stripe would read another parameter")
+    if brackets_refused and ("[" in key or "]" in key):
+        raise InvalidJob(field, f"key {_shown(key)} must not hold brackets: Stripe would read another parameter")
 
 
 def _check_text(field: str, text: str) -> None:

@@ -99,6 +99,16 @@ def test_brackets_are_refused_in_a_key_at_any_depth(body: dict[str, Any], field:
 
 
 @pytest.mark.parametrize(
+    ("body", "field"), [({"": 1}, "body"), ({"address": {"": "x"}}, "address"), ({"a": [{"": 1}]}, "a[0]")]
+)
+def test_a_key_without_a_name_is_refused_at_any_depth(body: dict[str, Any], field: str) -> None:
+    error = refused(payload.check_create, body)
+
+    assert error.field == field
+    assert "without a name" in error.problem
+
+
+@pytest.mark.parametrize(
     ("body", "field"),
     [
         ("text", "body"),
