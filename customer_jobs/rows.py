@@ -105,6 +105,8 @@ def _rows(file: TextIO) -> Iterator[tuple[int, Fields | InvalidJob]]:
         head, number = file.readline(), number + 1
     if head.lstrip().startswith("{"):
         yield from _json_rows(head, file, number)
+    elif head.lstrip().startswith("["):
+        yield number, InvalidJob("first line", "begins a list; put each object on a line of its own: jq -c '.[]'")
     elif head:
         yield from _csv_rows(head, file, number)
 
@@ -131,7 +133,11 @@ def _json_row(line: str) -> Fields | InvalidJob:
 
 def _csv_rows(head: str, file: TextIO, number: int) -> Iterator[tuple[int, Fields | InvalidJob]]:
     delimiter = max(",;\t", key=head.count)
-    names = [name.strip() for name in next(csv.reader(io.StringIO(head), delimiter=delimiter))]
+    try:
+        names = [name.strip() for name in next(csv.reader(io.StringIO(head), delimiter=delimiter))]
+    except csv.Error as error:
+        yield number, InvalidJob("first line", f"is not CSV: {error}")
+        return
     if problem := _bad_head(names):
         yield number, problem
         return

@@ -127,6 +127,23 @@ def test_bad_rows_are_named_and_nothing_is_enqueued(engine: Engine, database_url
     assert rows(engine, jobs) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"email": "a@example.com", "external_id": "u1"}]', "line 1: first line: begins a list; put each object on"),
+        ('\n[\n{"email": "a@example.com", "external_id": "u1"}\n]\n', "line 2: first line: begins a list"),
+        ("a" * 200_000 + ",external_id\nx,u1\n", "line 1: first line: is not CSV: field larger than field limit"),
+    ],
+    ids=["a list", "a list of several lines", "a name without end"],
+)
+def test_a_file_of_another_kind_is_told_so(database_url: str, tmp_path: Path, content: str, said: str) -> None:
+    result = run(database_url, file(tmp_path, content))
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(said)
+    assert result.stderr.endswith("error: 1 row is bad; nothing was enqueued\n")
+
+
 def test_many_bad_rows_are_not_all_named(database_url: str, tmp_path: Path) -> None:
     result = run(database_url, file(tmp_path, "email\n" + "a@example.com\n" * 25))
 
