@@ -34,6 +34,7 @@ from sqlalchemy.exc import (
     InterfaceError,
     InvalidatePoolError,
     MultipleResultsFound,
+    NoSuchModuleError,
     OperationalError,
 )
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -51,6 +52,15 @@ SQLITE_PAUSE_SECONDS = 0.01  #: Between two tries to switch a new file to WAL.
 #: No transaction of ours waits for anything but the database: one that does nothing for so long belongs to a process
 #: that was stopped, and ends, with its locks, before that process can go on.
 IDLE_TIMEOUT_SECONDS = 8
+
+#: What is meant by names without a driver, and by those of an app whose own engine is asynchronous.
+_DRIVERS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+asyncpg": "postgresql+psycopg",
+    "postgresql+psycopg_async": "postgresql+psycopg",
+    "sqlite+aiosqlite": "sqlite",
+}
 
 TRUSTED_SECONDS = 1.0  #: A pooled connection that was in use so lately is not asked whether it still answers.
 
@@ -78,7 +88,7 @@ def database_url(environ: Mapping[str, str] = os.environ) -> URL:
 
 
 def parse_url(value: str | URL) -> URL:
-    """SQLAlchemy's URL of a database we support, whichever spelling came in (`postgres://`, `postgresql://`, `sqlite://`)."""
+    """SQLAlchemy's URL of a database we support, whichever spelling came in; raises InvalidSetting."""
     try:
         url = make_url(value)
     except (ArgumentError, ValueError):  # ValueError: the port is no number, as with a @ or : in the password.
@@ -87,11 +97,14 @@ def parse_url(value: str | URL) -> URL:
             "DATABASE_URL is not a database URL; it looks like postgresql://user:password@host/name or sqlite:///file"
         ) from None
     backend = url.get_backend_name()
-    if backend in {"postgres", "postgresql"}:
-        return url.set(drivername="postgresql+psycopg") if url.drivername in {"postgres", "postgresql"} else url
-    if backend == "sqlite":
-        return url
-    raise InvalidSetting(f"DATABASE_URL names {backend!r}; customer-jobs works on postgresql and sqlite")
+    if backend not in {"postgres", "postgresql", "sqlite"}:
+        raise InvalidSetting(f"DATABASE_URL names {backend!r}; customer-jobs works on postgresql and sqlite")
+    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    try:
+        url.get_dialect()
+    except NoSuchModuleError:
+        raise InvalidSetting(f"DATABASE_URL names a driver that SQLAlchemy does not know: {url.drivername!r}") from None
+    return url
 
 
 def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5) -> Engine:

@@ -902,10 +902,13 @@ def test_a_customer_is_asked_for_by_one_id(jobs: CustomerJobs, arguments: dict[s
         jobs.customer(**arguments)
 
 
+@pytest.mark.parametrize("driver", ["", "an app's own"])
 def test_where_the_table_is_can_be_said_by_the_environment(
-    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, database_url: str, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", database_url.replace("postgresql+psycopg://", "postgres://"))
+    name, _, rest = database_url.partition("://")
+    plain, asynchronous = ("sqlite", "sqlite+aiosqlite") if name == "sqlite" else ("postgres", "postgresql+asyncpg")
+    monkeypatch.setenv("DATABASE_URL", f"{asynchronous if driver else plain}://{rest}")
     jobs = CustomerJobs()
 
     job = jobs.create_customer(BODY)

@@ -197,6 +197,7 @@ def test_a_missing_setting_is_named_with_an_example(read: Read, name: str) -> No
     [
         ("DATABASE_URL", "hunter2"),
         ("DATABASE_URL", "mysql://shop:hunter2@localhost/shop"),
+        ("DATABASE_URL", "postgresql+nonsense://shop:hunter2@localhost/shop"),
         ("REDIS_URL", "http://hunter2@localhost"),
         ("REDIS_URL", "unix:///run/redis.sock"),  # Celery has another name for it.
         ("REDIS_URL", "redis://:hunter2@[::1"),
