@@ -162,6 +162,8 @@ def schema_map(dialect_name: str, schema: str | None = None) -> dict[str, str | 
 class Transaction:
     """A connection within a transaction that somebody else ends, seen so that our tables are found.
 
+    On PostgreSQL those of `reading` and `alone` are within none: there each statement is a transaction by itself.
+
     The connection itself, which may be the app's own, keeps its options.
     """
 

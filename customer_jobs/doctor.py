@@ -19,7 +19,7 @@ from customer_jobs.schema import metadata
 from customer_jobs.sql import now
 from customer_jobs.stream import Client
 
-OLDEST_POSTGRESQL = 14  #: The oldest version that is still maintained, and that we test with.
+OLDEST_POSTGRESQL = 14  #: Older ones are maintained by nobody. Source: https://www.postgresql.org/support/versioning/
 OLDEST_REDIS = (6, 2)  #: BLMOVE, XAUTOCLAIM and XTRIM MINID came with it.
 SKEW_SECONDS = 5.0  #: Leases go by the database's clock alone; times in logs and events should tell one story.
 NOTIFY_SECONDS = 2.0  #: A notification takes milliseconds.

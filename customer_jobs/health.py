@@ -38,7 +38,7 @@ QUEUES = (PREFIX + QUEUE, QUEUE)
 
 @dataclass(frozen=True)
 class Seen:
-    """What the tables say, all of one moment."""
+    """What the tables say, as one look finds it."""
 
     leader: str | None
     looked_seconds_ago: float | None  #: When the leader looked for due jobs last; None: not lately.

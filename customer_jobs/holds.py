@@ -32,7 +32,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Holds:
-    """All that may hold jobs back, of one moment."""
+    """All that may hold jobs back, as one look finds it."""
 
     credentials: Mapping[str, Row]
     endpoints: Mapping[Endpoint, Row]

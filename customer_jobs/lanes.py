@@ -12,7 +12,7 @@ from customer_jobs.schema import is_in_flight, is_waiting, job_account, jobs
 from customer_jobs.sql import now
 
 RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
-RESCUED_SECONDS = 3  #: A lease that ran out longer ago should have been rescued; nobody is at work on its job.
+LEASE_COUNTS_SECONDS = 3  #: A lease that ran out longer ago should have been rescued; nobody is at work on its job.
 WHOLE_ACCOUNT = "*"  #: The `kind` of the row that stands for everything a credential does.
 
 
@@ -103,13 +103,13 @@ def in_flight(transaction: Transaction) -> dict[Lane, int]:
 
 @cache
 def _in_flight_query() -> Select[Any]:
-    return select(*LANE_COLUMNS, func.count()).where(is_held()).group_by(*LANE_COLUMNS)
+    return select(*LANE_COLUMNS, func.count()).where(is_leased()).group_by(*LANE_COLUMNS)
 
 
-def is_held() -> ColumnElement[bool]:
+def is_leased() -> ColumnElement[bool]:
     """Jobs on which somebody holds a lease.
 
     With a bound: while a transaction stays open, even one that only reads, PostgreSQL keeps an entry in the index
     `jobs_in_flight` for each lease there was since, and a count without one walks over all of them.
     """
-    return and_(is_in_flight(), jobs.c.lease_expires_at > now(-RESCUED_SECONDS))
+    return and_(is_in_flight(), jobs.c.lease_expires_at > now(-LEASE_COUNTS_SECONDS))

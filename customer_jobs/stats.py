@@ -38,7 +38,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Stats:
-    """One look; every figure is of the same moment."""
+    """One look; on PostgreSQL its figures are milliseconds apart."""
 
     at: datetime
     jobs: dict[str, dict[str, int]]  #: Kind, then state.

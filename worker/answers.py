@@ -1,4 +1,4 @@
-"""What a call to Stripe can come back as: a union of small frozen dataclasses that the runner matches once."""
+"""What a call to Stripe can come back as: a union of small frozen dataclasses that `record` matches once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class NotAnswered:
-    """Anything else; which of the five it is says what may be done about it."""
+    """Anything else; which of the six it is says what may be done about it."""
 
     problem: Problem
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from worker.settings import require_redis, settings
 
 log = structlog.get_logger(__name__)
 
+PUBLISHED_TOGETHER = 8  #: Messages in one round trip: the first does not wait long for the last to be made.
 #: What to write instead of a message of one's own to customer.create or customer.fetch.
 ENQUEUE_INSTEAD = (
     'this task takes a job\'s id and nothing else; to enqueue a job by broker: send_task("customer.enqueue", '
@@ -111,8 +112,6 @@ def configuration() -> dict[str, Any]:
 
 app = Celery("customer-jobs", include=["tasks.customers", "tasks.enqueue"])
 app.add_defaults(configuration)
-
-PUBLISHED_TOGETHER = 8  #: Messages in one round trip: the first does not wait long for the last to be made.
 
 _retries: dict[str, RetryPolicy] = {}  #: By kind, as the tasks declare them.
 

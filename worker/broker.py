@@ -14,10 +14,10 @@ from customer_jobs.vocabulary import Kind
 #: Between two tries to reach Redis. Celery leaves kombu its own pauses, which grow to 30 s: after an outage of a few
 #: minutes a worker would notice half a minute late that it is over.
 RECONNECT_SECONDS = 2.0
-#: Task events gather for so long: one message for each of them was an eighth of what a busy worker did.
+#: Task events gather for so long: one message for each of them would be an eighth of what a busy worker does.
 GATHER_EVENTS_SECONDS = 0.1
 
-#: Celery's own limit of 24 was met before that, and then the thread that had a job to do published.
+#: In one message. At Celery's own limit of 24 the thread that has a job to do would publish, well before that.
 EVENTS_AT_ONCE = 1000
 
 _KINDS = tuple(Kind)  #: The names of the tasks whose messages hold a job's id.
@@ -27,7 +27,8 @@ class Unacknowledged(QoS):
     """Redis's emulation of acknowledgements, without those of job ids.
 
     A job whose message was lost is dispatched again when its lease has run out, so nothing is written down about the
-    message: that and its acknowledgement were two round trips, a sixth of what a busy worker did. A message of
+    message: that and its acknowledgement would be two round trips, a sixth of what a busy worker
+    does. A message of
     customer.enqueue is all there is of its job, and is treated as ever.
     """
 

@@ -30,7 +30,7 @@ STRIPES_OWN = "https://api.stripe.com"
 ENDPOINT_LIMIT = 25
 ACCOUNT_LIMIT = {True: 100, False: 25}  #: By livemode.
 
-#: Versions that we know to lose messages or task events. Source: https://github.com/celery/celery/issues
+#: Older versions lose messages or task events. Source: https://github.com/celery/celery/issues
 OLDEST = {"celery": (5, 7), "kombu": (5, 7)}
 
 FLOWERS = ("FLOWER_BASIC_AUTH", "FLOWER_AUTH")  #: Either keeps strangers out. Source: Flower's own documentation

@@ -15,7 +15,8 @@ from customer_jobs.database import writing
 from customer_jobs.lifecycle import Claim
 
 EXTEND_EVERY_SECONDS = 5  #: A lease of 15 s survives two extensions that fail.
-LONGEST_SECONDS = 120  #: A call that takes longer hangs; connecting and reading have ended by then.
+#: Connecting and reading have ended by then: a call that takes longer hangs. A create not sent by then is not sent.
+LONGEST_SECONDS = 120
 
 log = structlog.get_logger(__name__)
 

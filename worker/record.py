@@ -1,4 +1,4 @@
-"""What an answer does to its job: the one match over the union, and the plan for another attempt."""
+"""What an answer does to its job: a success, or the match over all other answers, and the plan for another attempt."""
 
 from __future__ import annotations
 

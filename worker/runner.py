@@ -109,8 +109,8 @@ class Runner:
             message = "the key belongs to another account than the one that the create was sent to"
             return self._refuse(job, Problem("api_error", OUTCOME_UNKNOWN, message), worker)
         if _window_is_over(job, policy):
-            with alone(self._engine) as statement:
-                lifecycle.start_reconciling(statement, job_id)
+            with alone(self._engine) as transaction:
+                lifecycle.start_reconciling(transaction, job_id)
             return None
         if may_be_known(job, request.params):
             with reading(self._engine) as transaction:
@@ -136,8 +136,8 @@ class Runner:
             may_create=may_create,
             uses_attempt=not job["reconciling"],
         )
-        with alone(self._engine) as statement:
-            held = lifecycle.claim(statement, job["id"], worker=worker, sending=sending)
+        with alone(self._engine) as transaction:
+            held = lifecycle.claim(transaction, job["id"], worker=worker, sending=sending)
         if held is None:
             return None
         held = replace(held, key_fingerprint=self._gateway.fingerprint(request.credential))
@@ -166,8 +166,8 @@ class Runner:
 
     def _succeed(self, held: Claim, answer: Answered, key_is_live: bool, duration_ms: float) -> Recorded:
         # What nearly every job comes to is one statement.
-        with alone(self._engine) as statement:
-            recorded = succeed(statement, held, answer, key_is_live=key_is_live, duration_ms=duration_ms)
+        with alone(self._engine) as transaction:
+            recorded = succeed(transaction, held, answer, key_is_live=key_is_live, duration_ms=duration_ms)
         if recorded is LATE:
             with writing(self._engine) as transaction:
                 adopt_late(transaction, held, answer.body["id"])
@@ -184,8 +184,8 @@ class Runner:
             return record_look(transaction, held, looked, duration_ms=duration_ms)
 
     def _postpone(self, job: Mapping[str, Any], delay_seconds: float) -> None:
-        with alone(self._engine) as statement:
-            lifecycle.postpone(statement, job["id"], delay_seconds=delay_seconds)
+        with alone(self._engine) as transaction:
+            lifecycle.postpone(transaction, job["id"], delay_seconds=delay_seconds)
 
     def _succeed_without_call(
         self, job: Mapping[str, Any], success: Success, worker: str

@@ -2,6 +2,9 @@
 
 The caller owns the transaction. A change that comes too late (the lease was lost, the job is final) changes nothing and
 says so. Who decides *which* change is due lives elsewhere: the runner for attempts, the dispatcher for leases.
+
+`claims` takes a job for an attempt, `ends` says how the attempt leaves it, `ledger` keeps what came of it, `leases`
+says who may work on it, `by_hand` is for people, apps and webhooks; `attempt` holds the values that pass between them.
 """
 
 from customer_jobs.lifecycle.attempt import Claim, Entry, Row, Sending, Success, entry_of, refusal, success_of

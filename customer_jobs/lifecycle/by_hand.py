@@ -7,7 +7,7 @@ from sqlalchemy import null, select, update
 from customer_jobs.database import Transaction
 from customer_jobs.lifecycle.attempt import Row
 from customer_jobs.lifecycle.claims import read
-from customer_jobs.lifecycle.ends import change, emit
+from customer_jobs.lifecycle.ends import change_job, emit_completion
 from customer_jobs.schema import credentials, is_waiting, jobs
 from customer_jobs.sql import Unreadable, now
 from customer_jobs.vocabulary import KEY_REFUSED, Kind, State
@@ -15,7 +15,7 @@ from customer_jobs.vocabulary import KEY_REFUSED, Kind, State
 
 def cancel(transaction: Transaction, job_id: str) -> bool:
     """Take a waiting job back; False once Stripe may have heard of it, or when it is not waiting."""
-    row = change(
+    row = change_job(
         transaction,
         jobs.c.id == job_id,
         jobs.c.state.in_([State.QUEUED, State.RETRYING]),
@@ -24,7 +24,7 @@ def cancel(transaction: Transaction, job_id: str) -> bool:
         finished_at=now(),
     )
     if row is not None:
-        emit(transaction, row)
+        emit_completion(transaction, row)
     return row is not None
 
 

@@ -80,7 +80,7 @@ IN_THE_DISPATCHER = {
     "marks committed": Point("before", worker.app.publish, occurrence=2),
     "some published": Point("before", PublishBatch.flush, occurrence=3),
     "between XADD and the mark": Point("before", alone, within=(Relay.run_once,)),
-    "rescuing": Point("after", upkeep._is_abandoned),
+    "rescuing": Point("after", upkeep._end_abandoned),
     "pruning": Point("after", prune._empty_jobs),
     "relaying at the end": Point("before", alone, within=(Relay.run_once, Dispatcher._hand_over)),
 }

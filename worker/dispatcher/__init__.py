@@ -184,6 +184,7 @@ class Dispatcher:
                 self._all_overdue_at = ended + min(PAUSE_FACTOR * (ended - began), LONGEST_PAUSE_SECONDS)
             if overdue.events:
                 self._relay.start_over()
+            # A look at what ran out lately does not ask for events: the relay does.
             if overdue.events or lately:
                 self._wakeup.events.set()
             if overdue.leases and upkeep.rescue(self._engine, self._holder, self._abandon):

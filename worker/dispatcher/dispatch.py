@@ -16,16 +16,18 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, reading, writing
-from customer_jobs.lanes import Endpoint, Lane, in_flight, is_held
+from customer_jobs.lanes import Endpoint, Lane, in_flight, is_leased
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import credentials, jobs, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Kind
+from worker.dispatcher.allowance import Allowance
 from worker.dispatcher.ceilings import Ceilings, add, by_endpoint
+from worker.dispatcher.due import LONG_AGO, next_jobs
 from worker.dispatcher.front import Front
-from worker.dispatcher.lanes import LONG_AGO, Allowance, limited_lately, next_jobs
 from worker.dispatcher.leader import leads
 from worker.dispatcher.limits import slowing
+from worker.dispatcher.turned_away import limited_lately
 from worker.settings import Settings
 
 DISPATCH_LEASE_SECONDS = 5  #: A message that nobody took by then is taken for lost.
@@ -33,7 +35,7 @@ SPARE_JOBS = 4  #: Beyond the free threads, so that a thread that comes free nee
 #: One of them for so many jobs that left within the last moments: where calls take long a thread that comes free can
 #: wait for a look, and urgent work does not stand behind what was handed out in advance.
 JOBS_PER_SPARE = 20
-COUNTED_FOR = timedelta(seconds=2)
+COUNTED_FOR = timedelta(seconds=2)  #: These moments.
 PUBLISH_PAUSE_SECONDS = 1.0  #: After a failed publish, before the next try.
 ADAPT_EVERY_SECONDS = 0.2  #: How often Stripe's answers are looked at for limits.
 SLOW_EVERY_SECONDS = 1.0  #: What Stripe says of a slower rate is heard before it is slowed again.
@@ -92,11 +94,12 @@ class Dispatch:
             if not survey["leads"]:
                 return Look(0, leads=False)
             room = self._room(survey)
+            if not room:
+                return Look(0, full=True)  # A job that ends rings; what was passed by could not leave either.
             paused = (survey["paused"] or "").split(",")
-            lanes = self._front.lanes(transaction) if room else []
-            waiting = [lane for lane in lanes if lane.credential not in paused]
+            waiting = [lane for lane in self._front.lanes(transaction) if lane.credential not in paused]
         if not waiting:
-            return Look(0, self._front.seconds_until_whole or None, full=room == 0)
+            return Look(0, self._front.seconds_until_whole or None)
         token = str(uuid.uuid4())
         try:
             with writing(self._engine) as transaction:
@@ -104,7 +107,7 @@ class Dispatch:
         except _LeadLost:
             log.warning("look undone: the lead was lost meanwhile", holder=self._holder)
             return Look(0, leads=False)
-        if taken and not self._is_published(taken):
+        if taken and not self._publish_all(taken):
             # One whose message arrived may be claimed by now, and stays with its worker.
             with writing(self._engine) as transaction:
                 lifecycle.take_back(transaction, [job["id"] for job in taken], token=token)
@@ -122,7 +125,10 @@ class Dispatch:
         self, transaction: Transaction, token: str, waiting: Sequence[Lane], room: int, present: datetime
     ) -> tuple[list[dict[str, Any]], float | None, bool]:
         """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
-        known = _in_turn([lane for lane in waiting if _is_known(transaction, lane)], self._looks)
+        for lane in waiting:
+            if not _is_known(lane):
+                _end_unknown(transaction, lane)
+        known = _in_turn([lane for lane in waiting if _is_known(lane)], self._looks)
         self._looks += 1
         allowance = Allowance(self._settings, present, self._slowed_at, self._places)
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.own, lane.account)])
@@ -152,10 +158,10 @@ class Dispatch:
         self._left.append((present, len(marked)))
         self._front.note_left(len(marked))
         taken = {job["id"]: job for job in marked}
-        left = {lane for *_, job_id, lane in order if job_id not in chosen}
+        unserved = {lane for *_, job_id, lane in order if job_id not in chosen}
         # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
         # its later jobs, or one that waits an hour for its retry would keep the dispatcher spinning.
-        limited = [lane for lane in known if lane in left or len(found.get(lane, ())) == wanted[lane]]
+        limited = [lane for lane in known if lane in unserved or len(found.get(lane, ())) == wanted[lane]]
         pauses = [allowance.seconds_until_next(lane) for lane in limited]
         # None where a call might leave at once: what it waits for is a thread, a lock or a person.
         pauses.append(self._front.seconds_until_whole)
@@ -187,8 +193,8 @@ class Dispatch:
             self._slowed_at[limited.key] = present
             log.warning("slowed", credential=limited.key.credential, endpoint=limited.key.kind, reason=limited.reason)
 
-    def _is_published(self, taken: Sequence[Mapping[str, Any]]) -> bool:
-        """Publish in order; False if any of the messages may not have arrived."""
+    def _publish_all(self, taken: Sequence[Mapping[str, Any]]) -> bool:
+        """Publish in order; True if all messages have arrived."""
         try:
             self._publish([(job["kind"], job["id"]) for job in taken])
         except Exception as error:  # noqa: BLE001 - whatever the broker raises, these jobs go back into the table
@@ -213,7 +219,7 @@ def _survey(transaction: Transaction, holder: str) -> dict[str, Any]:
 def _survey_query() -> Select[Any]:
     alive = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
     paused = select(func.aggregate_strings(credentials.c.name, ",")).where(credentials.c.paused_at.is_not(None))
-    under_way = select(func.count()).select_from(jobs).where(is_held())
+    under_way = select(func.count()).select_from(jobs).where(is_leased())
     return select(
         leads(bindparam("holder")).label("leads"),
         alive.scalar_subquery().label("slots"),
@@ -228,14 +234,16 @@ def _in_turn(lanes: list[Lane], looks: int) -> list[Lane]:
     return lanes[first:] + lanes[:first]
 
 
-def _is_known(transaction: Transaction, lane: Lane) -> bool:
-    """Whether there is a task for the lane's jobs; the jobs of one that plain SQL made up are ended here."""
-    if lane.kind in set(Kind):
-        return True
+def _is_known(lane: Lane) -> bool:
+    """Whether there is a task for the lane's jobs."""
+    return lane.kind in set(Kind)
+
+
+def _end_unknown(transaction: Transaction, lane: Lane) -> None:
+    """End jobs of a kind that plain SQL made up."""
     message = f"unknown kind {lane.kind!r}; known are {', '.join(Kind)}"
     problem = Problem("invalid_request_error", INVALID_PAYLOAD, message, param="kind")
     error = problem.envelope(credential=lane.credential, transient=False)
     for job in next_jobs(transaction, {lane: UNKNOWN_AT_ONCE})[lane]:
         lifecycle.fail_unclaimed(transaction, job.job_id, error=error)
         log.warning("unknown kind", job_id=job.job_id)
-    return False

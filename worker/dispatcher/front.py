@@ -8,14 +8,14 @@ from datetime import datetime, timedelta
 from customer_jobs.database import Transaction
 from customer_jobs.lanes import Lane, lanes_with_work
 from customer_jobs.vocabulary import Priority
-from worker.dispatcher.lanes import Candidate, due_jobs, first_of
+from worker.dispatcher.due import Candidate, due_jobs, first_of
 
 LEFT_UNNOTICED = 100  #: What so few jobs leave behind in the index costs a look nothing.
 #: A look from the beginning comes so many times later as the last one took: where much lies behind, this is the part
 #: of the dispatcher's time that it costs, and how long a job may wait that was committed late or in an idle lane.
 PAUSE_FACTOR = 20
-LATE = timedelta(seconds=10)  #: A job that is committed so long after it was due is seen at once all the same.
-SHORTEST_PAUSE_SECONDS = 0.001
+LATE = timedelta(seconds=10)  #: A job that is committed at most so long after it was due is seen at once all the same.
+SHORTEST_PAUSE_SECONDS = 0.001  #: 0 would say that nothing was passed by.
 LONGEST_PAUSE_SECONDS = 10.0  #: However long one took: the process or the database may have been stopped meanwhile.
 IDLE_LANES = 25  #: So many in which nothing waits at present are looked at, too.
 
@@ -31,7 +31,7 @@ class Front:
         self._clock = clock
         self._left = 0  #: Jobs, since the beginning; few are not counted on.
         self._lanes: list[Lane] = []  #: Those without work first, the longest idle in front.
-        self._since: dict[tuple[Lane, Priority], datetime] = {}  #: Nothing that waits there is due earlier.
+        self._since: dict[tuple[Lane, Priority], datetime] = {}  #: Where a look begins there.
         self._whole_again_at = 0.0
         self._whole = True
         self._took_seconds = 0.0
@@ -45,7 +45,8 @@ class Front:
         found = lanes_with_work(transaction)
         with_work = set(found)
         self._lanes = [lane for lane in self._lanes if lane not in with_work][-IDLE_LANES:] + found
-        self._since = {key: since for key, since in self._since.items() if key[0] in set(self._lanes)}
+        kept = set(self._lanes)
+        self._since = {key: since for key, since in self._since.items() if key[0] in kept}
         self._took_seconds = self._clock() - began
         return found
 

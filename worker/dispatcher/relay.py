@@ -15,7 +15,7 @@ from customer_jobs.schema import events
 from customer_jobs.sql import now
 from worker.dispatcher.leader import leads
 
-BATCH_SIZE = 200  #: Events in one transaction and one round trip.
+BATCH_SIZE = 200  #: Events in one statement and one round trip to Redis.
 #: Events that are committed so many numbers late are found at once all the same; how many still wait for their
 #: transaction to end is not known.
 LATE_EVENTS = 1000
@@ -63,10 +63,10 @@ class Relay:
         for row in rows:
             pipeline.xadd(self._stream, stream_entry(row))  # type: ignore[arg-type]
         pipeline.execute()
-        with alone(self._engine) as statement:
+        with alone(self._engine) as transaction:
             # One that was stopped since leaves them to whoever leads now: twice on the stream is better than never.
             published = {"of_holder": self._holder, "published": [row["seq"] for row in rows]}
-            return statement.change(_publishing(), published)
+            return transaction.change(_publishing(), published)
 
 
 # Built once: every job passes here.

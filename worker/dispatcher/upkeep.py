@@ -78,7 +78,9 @@ def rescue(engine: Engine, holder: str, abandon: Callable[[Transaction, Claim], 
             return 0
         unclaimed = lifecycle.rescue_unclaimed(transaction)
         silent = [
-            held for held in lifecycle.expired(transaction, RESCUE_AT_ONCE) if _is_abandoned(transaction, held, abandon)
+            held
+            for held in lifecycle.expired(transaction, RESCUE_AT_ONCE)
+            if _end_abandoned(transaction, held, abandon)
         ]
     for held in silent:
         log.warning("attempt abandoned", job_id=held.job["id"], attempt=held.number)
@@ -87,7 +89,7 @@ def rescue(engine: Engine, holder: str, abandon: Callable[[Transaction, Claim], 
     return unclaimed + len(silent)
 
 
-def _is_abandoned(transaction: Transaction, held: Claim, abandon: Callable[[Transaction, Claim], object]) -> bool:
+def _end_abandoned(transaction: Transaction, held: Claim, abandon: Callable[[Transaction, Claim], object]) -> bool:
     try:
         with transaction.savepoint():
             abandon(transaction, held)

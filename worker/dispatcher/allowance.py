@@ -1,124 +1,29 @@
-"""What may leave the lanes: the buckets as rows, the next jobs, and how a lane slows when Stripe turns calls away."""
+"""The buckets as rows of `lanes`: what may leave now, spent in the transaction that hands out the jobs."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    CompoundSelect,
-    Integer,
-    Select,
-    Update,
-    any_,
-    bindparam,
-    exists,
-    literal,
-    literal_column,
-    select,
-    tuple_,
-    union_all,
-    update,
-)
+from sqlalchemy import ColumnElement, Select, Update, any_, bindparam, literal_column, select, tuple_, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import UserDefinedType
 
 from customer_jobs.database import Transaction
-from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane
-from customer_jobs.schema import attempts, is_waiting, jobs, lanes
-from customer_jobs.sql import now
-from customer_jobs.vocabulary import Kind, Priority, Verdict
+from customer_jobs.lanes import Endpoint, Lane
+from customer_jobs.schema import lanes
+from customer_jobs.vocabulary import Kind
+from worker.dispatcher.due import LONG_AGO
 from worker.dispatcher.leader import leads
 from worker.dispatcher.limits import Bucket
 from worker.settings import Settings
 
-AGEING_SECONDS = 15 * 60  #: A job due for longer counts one priority higher.
 CLOCK_STEP = timedelta(seconds=10)  #: A clock set back by more is believed, or nothing would leave until it is there.
-COUNTED_SECONDS = 1.0  #: Stripe's answers of so long say whether a limit was met.
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
-LANES_AT_ONCE = 25  #: In one statement, four parts each.
 #: Source: https://docs.stripe.com/rate-limits
 ACCOUNT_LIMIT_LIVE_PER_SECOND = 100.0
 ACCOUNT_LIMIT_TEST_PER_SECOND = 25.0
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A due job, in the order in which jobs leave."""
-
-    priority: int  #: With its age counted in.
-    due_at: datetime
-    job_id: str
-    written_priority: int  #: As it stands in the row.
-
-
-def next_jobs(transaction: Transaction, wanted: Mapping[Lane, int]) -> dict[Lane, list[Candidate]]:
-    """The due jobs of each lane, at most as many as wanted, in the order in which they leave."""
-    return first_of(due_jobs(transaction, wanted, {}), wanted)
-
-
-def due_jobs(
-    transaction: Transaction, wanted: Mapping[Lane, int], since: Mapping[tuple[Lane, Priority], datetime]
-) -> dict[Lane, list[Candidate]]:
-    """The due jobs of each lane, of each priority at most as many as wanted of all, in no order.
-
-    `since` says where in a lane to begin; what is due earlier is passed by.
-    """
-    in_place = [lane for lane, most in wanted.items() if most > 0]
-    found: dict[Lane, list[Candidate]] = {lane: [] for lane in in_place}
-    for start in range(0, len(in_place), LANES_AT_ONCE):
-        some = in_place[start : start + LANES_AT_ONCE]
-        parameters: dict[str, Any] = {}
-        for place, lane in enumerate(some):
-            of_lane = {**lane._asdict(), "most": wanted[lane]}
-            of_lane |= {f"since_{priority}": since.get((lane, priority), LONG_AGO) for priority in Priority}
-            parameters |= {f"{name}_{place}": value for name, value in of_lane.items()}
-        for row in transaction.rows(_next_query(len(some)), parameters):
-            priority = max(row["priority"] - row["aged"], Priority.URGENT)
-            found[some[row["place"]]].append(Candidate(priority, row["due_at"], row["id"], row["priority"]))
-    return found
-
-
-def first_of(due: Mapping[Lane, list[Candidate]], wanted: Mapping[Lane, int]) -> dict[Lane, list[Candidate]]:
-    """Those of each lane that leave first, in order."""
-    return {
-        lane: sorted(each, key=lambda job: (job.priority, job.due_at, job.job_id))[: wanted[lane]]
-        for lane, each in due.items()
-    }
-
-
-@cache
-def _next_query(lanes_count: int) -> CompoundSelect[Any]:
-    return union_all(*(_next_of(place, priority) for place in range(lanes_count) for priority in Priority))
-
-
-def _next_of(place: int, priority: Priority) -> Select[Any]:
-    of_lane = (
-        column == bindparam(f"{name}_{place}", type_=column.type)
-        for column, name in zip(LANE_COLUMNS, Lane._fields, strict=True)
-    )
-    since = bindparam(f"since_{priority}_{place}", type_=jobs.c.due_at.type)
-    look = (
-        select(
-            jobs.c.id,
-            jobs.c.due_at,
-            jobs.c.priority,
-            (jobs.c.due_at < now(-AGEING_SECONDS)).label("aged"),
-            literal(place).label("place"),
-        )
-        .where(is_waiting(), *of_lane, jobs.c.priority == priority.value, jobs.c.due_at.between(since, now()))
-        .order_by(jobs.c.due_at)
-        .limit(bindparam(f"most_{place}", type_=Integer))
-        # A job that somebody's open transaction holds is passed by, or its lane would wait behind it.
-        .with_for_update(skip_locked=True)
-    )
-    # SQLite allows no ORDER BY within a UNION, but in a subquery of one.
-    return select(look.subquery())
 
 
 class Allowance:
@@ -278,44 +183,3 @@ class _Tid(UserDefinedType[str]):
 def _place(dialect_name: str) -> ColumnElement[str]:
     # SQLite keeps no earlier versions of a row.
     return literal_column("ctid" if dialect_name == "postgresql" else "NULL", _Tid())
-
-
-@dataclass(frozen=True)
-class Limited:
-    """What the last second's answers say of one of Stripe's limits that turned calls away."""
-
-    key: Endpoint  #: What the limit applies to.
-    reason: str  #: Stripe-Rate-Limited-Reason, or '' where it was not said.
-    answers: int
-    rate_limited: int
-
-    @property
-    def concerns_concurrency(self) -> bool:
-        """Whether too many calls were under way, rather than too many begun."""
-        return self.reason.endswith("-concurrency")
-
-
-def limited_lately(transaction: Transaction, slowed_at: Mapping[Endpoint, datetime]) -> list[Limited]:
-    """The limits that turned calls away within the last second; what left before a slowing no longer counts."""
-    answers: Counter[Endpoint] = Counter()
-    limited: Counter[tuple[Endpoint, str]] = Counter()
-    for *columns, started_at, verdict, reason in (tuple(row.values()) for row in transaction.rows(_answers_query())):
-        lane = Lane(*columns)
-        counted = [key for key in (lane.endpoint, lane.account) if started_at > slowed_at.get(key, LONG_AGO)]
-        answers.update(counted)
-        if verdict == Verdict.RATE_LIMITED:
-            key = lane.account if (reason or "").startswith("global-") else lane.endpoint
-            limited.update([(key, reason or "")] if key in counted else [])
-    return [Limited(key, reason, answers[key], count) for (key, reason), count in limited.items()]
-
-
-@cache
-def _answers_query() -> Select[Any]:
-    lately = (attempts.c.finished_at > now(-COUNTED_SECONDS), attempts.c.http_status.is_not(None))
-    turned_away = select(attempts.c.job_id).where(*lately, attempts.c.verdict == Verdict.RATE_LIMITED.value)
-    # Nearly always nothing was turned away: then this is one look into an index.
-    return (
-        select(*LANE_COLUMNS, attempts.c.started_at, attempts.c.verdict, attempts.c.rate_limited_reason)
-        .join(attempts, attempts.c.job_id == jobs.c.id)
-        .where(*lately, exists(turned_away))
-    )
