@@ -20,15 +20,11 @@ from customer_jobs.stream import connect, redis_url
 from customer_jobs.webhooks.secrets import SECRET, webhook_secrets
 from worker.answers import Answered, KeyRefused, Rejected
 from worker.gateway import Gateway
-from worker.settings import Settings, settings
+from worker.settings import ACCOUNT_LIMIT_PER_SECOND, ENDPOINT_LIMIT_PER_SECOND, Settings, settings
 
 DEADLINE_SECONDS = 20.0  #: Each part asks for itself; none may keep the others' answers.
 STRIPE_SECONDS = 8.0  #: Given to each of the two questions about a key.
 STRIPES_OWN = "https://api.stripe.com"
-
-#: What Stripe allows, in calls per second. Source: https://docs.stripe.com/rate-limits
-ENDPOINT_LIMIT = 25
-ACCOUNT_LIMIT = {True: 100, False: 25}  #: By livemode.
 
 #: Older versions lose messages or task events. Source: https://github.com/celery/celery/issues
 OLDEST = {"celery": (5, 7), "kombu": (5, 7)}
@@ -184,12 +180,12 @@ def _mode(valid: Settings) -> Check:
 def _limits(valid: Settings) -> list[Check]:
     found = []
     for name, rate in (("RATE_LIMIT_CREATE", valid.rate_limit_create), ("RATE_LIMIT_FETCH", valid.rate_limit_fetch)):
-        if rate > ENDPOINT_LIMIT:
-            detail = f"{name} is {rate:g}/s, above Stripe's {ENDPOINT_LIMIT}/s for an endpoint"
+        if rate > ENDPOINT_LIMIT_PER_SECOND:
+            detail = f"{name} is {rate:g}/s, above Stripe's {ENDPOINT_LIMIT_PER_SECOND:g}/s for an endpoint"
             found.append(warn("limits", detail, "lower it, unless Stripe has granted you more"))
-    most = min(ACCOUNT_LIMIT[valid.is_live(name)] for name in valid.stripe_api_keys)
+    most = min(ACCOUNT_LIMIT_PER_SECOND[valid.is_live(name)] for name in valid.stripe_api_keys)
     if valid.rate_limit_account is not None and valid.rate_limit_account > most:
-        detail = f"RATE_LIMIT_ACCOUNT is {valid.rate_limit_account:g}/s, above Stripe's {most}/s"
+        detail = f"RATE_LIMIT_ACCOUNT is {valid.rate_limit_account:g}/s, above Stripe's {most:g}/s"
         found.append(warn("limits", detail, "lower it, unless Stripe has granted you more"))
     return found or [ok("limits", "within what Stripe allows")]
 

@@ -20,6 +20,9 @@ from customer_jobs.schema import SCHEMA
 from customer_jobs.stream import connect
 
 _KEY = re.compile(r"(sk|rk)_(?P<mode>test|live)_[A-Za-z0-9_]+")  # Source: https://docs.stripe.com/keys
+#: What Stripe allows. Source: https://docs.stripe.com/rate-limits
+ENDPOINT_LIMIT_PER_SECOND = 25.0
+ACCOUNT_LIMIT_PER_SECOND = {True: 100.0, False: 25.0}  #: By livemode.
 REDIS_SCHEMES = ("redis://", "rediss://")
 
 PerSecond = Annotated[float, Field(gt=0, le=100_000)]
@@ -43,8 +46,8 @@ class Settings(BaseSettings):
     allow_live_mode: bool = False  #: A live key by accident moves real money's customers.
     stripe_api_keys: dict[str, SecretStr]  #: STRIPE_API_KEY is the credential `default`, STRIPE_API_KEY_EU is `eu`.
     stripe_api_base: str = Field("https://api.stripe.com", pattern=r"^https?://\S+$")  #: A stand-in for tests.
-    rate_limit_create: PerSecond = 25  #: Calls per second. Source: https://docs.stripe.com/rate-limits (per endpoint)
-    rate_limit_fetch: PerSecond = 25  #: Calls per second, likewise.
+    rate_limit_create: PerSecond = ENDPOINT_LIMIT_PER_SECOND  #: Calls per second.
+    rate_limit_fetch: PerSecond = ENDPOINT_LIMIT_PER_SECOND  #: Calls per second, likewise.
     rate_limit_account: PerSecond | None = None  #: Calls per second; Stripe's 100 with a live key, 25 with a test key.
     max_in_flight: int = Field(1000, ge=1)  #: Jobs dispatched or running at once, over all workers.
     retention_days: float = Field(30, gt=0, le=36_500)  #: Final jobs and published events are kept this long.

@@ -18,12 +18,9 @@ from customer_jobs.vocabulary import Kind
 from worker.dispatcher.due import LONG_AGO
 from worker.dispatcher.leader import leads
 from worker.dispatcher.limits import Bucket
-from worker.settings import Settings
+from worker.settings import ACCOUNT_LIMIT_PER_SECOND, Settings
 
 CLOCK_STEP = timedelta(seconds=10)  #: A clock set back by more is believed, or nothing would leave until it is there.
-#: Source: https://docs.stripe.com/rate-limits
-ACCOUNT_LIMIT_LIVE_PER_SECOND = 100.0
-ACCOUNT_LIMIT_TEST_PER_SECOND = 25.0
 
 
 class Allowance:
@@ -135,7 +132,7 @@ class Allowance:
             return self._settings.rate_limit_account
         known = credential in self._settings.stripe_api_keys
         live = known and self._settings.is_live(credential)
-        return ACCOUNT_LIMIT_LIVE_PER_SECOND if live else ACCOUNT_LIMIT_TEST_PER_SECOND
+        return ACCOUNT_LIMIT_PER_SECOND[live]
 
 
 def _later(present: datetime, refilled_at: datetime) -> datetime:
