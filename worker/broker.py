@@ -71,7 +71,8 @@ class PromptConsumer(Consumer):
 
     def on_send_event_buffered(self) -> None:
         # Called from every thread; only the loop's own may set its timers.
-        if self.hub and not self._flush_is_planned:
+        # There is no dispatcher of events for a moment while Celery reconnects.
+        if self.hub and self.event_dispatcher and not self._flush_is_planned:
             self._flush_is_planned = True
             self.event_dispatcher.buffer_limit = EVENTS_AT_ONCE
             self.hub.call_soon(self.hub.call_later, GATHER_EVENTS_SECONDS, self._flush_gathered)

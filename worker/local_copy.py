@@ -53,9 +53,6 @@ def _fresh(
 
 
 def _linked(transaction: Transaction, job: Mapping[str, Any], livemode: bool) -> Success | NotYet | None:
-    of_id = customers.c.external_id == job["external_id"]
-    if (known := _success(transaction, job, livemode, Outcome.LINKED, of_id, ~customers.c.deleted)) is not None:
-        return known
     linking = select(jobs.c.id).where(
         jobs.c.credential == job["credential"],
         job_account == str(job["stripe_account"] or ""),
@@ -63,7 +60,11 @@ def _linked(transaction: Transaction, job: Mapping[str, Any], livemode: bool) ->
         is_one_of(jobs.c.kind, [Kind.CUSTOMER_FETCH]),
         jobs.c.state.not_in(FINAL_STATES),
     )
-    return NotYet() if transaction.rows(linking.limit(1)) else None
+    # In this order: a fetch that ends meanwhile has written the copy by then.
+    is_linking = bool(transaction.rows(linking.limit(1)))
+    of_id = customers.c.external_id == job["external_id"]
+    known = _success(transaction, job, livemode, Outcome.LINKED, of_id, ~customers.c.deleted)
+    return known if known is not None or not is_linking else NotYet()
 
 
 def _success(

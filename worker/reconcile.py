@@ -64,7 +64,7 @@ def search_for(transaction: Transaction, held: Claim, params: Mapping[str, Any])
         ids.append(forerunner)
         row = transaction.row(select(jobs.c.retry_of).where(jobs.c.id == forerunner))
         forerunner = row["retry_of"] if row is not None else None
-    sent = select(attempts.c.started_at).where(attempts.c.job_id.in_(ids), attempts.c.ambiguous)
+    sent = select(attempts.c.started_at).where(attempts.c.job_id.in_(ids), lifecycle.may_be_executed())
     times = [row["started_at"] for row in transaction.rows(sent)]
     if not times and held.job["first_sent_at"] is not None:
         times = [held.job["first_sent_at"]]

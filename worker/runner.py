@@ -87,7 +87,7 @@ class Runner:
     def _claim(
         self, job_id: str, call: Call, policy: RetryPolicy, worker: str
     ) -> tuple[Claim, Attempt | Recorded] | None:
-        # What is read here may have changed a moment later; every change below holds only for a dispatched job.
+        # Every change below holds only while the job is dispatched as it was when it was read.
         with reading(self._engine) as transaction:
             job = lifecycle.read(transaction, job_id)
         if job is None or job["state"] != State.DISPATCHED:
@@ -110,7 +110,7 @@ class Runner:
             return self._refuse(job, Problem("api_error", OUTCOME_UNKNOWN, message), worker)
         if _window_is_over(job, policy):
             with alone(self._engine) as transaction:
-                lifecycle.start_reconciling(transaction, job_id)
+                lifecycle.start_reconciling(transaction, job)
             return None
         if may_be_known(job, request.params):
             with reading(self._engine) as transaction:
@@ -136,14 +136,14 @@ class Runner:
             may_create=may_create,
             uses_attempt=not job["reconciling"],
         )
-        with alone(self._engine) as transaction:
-            held = lifecycle.claim(transaction, job["id"], worker=worker, sending=sending)
-        if held is None:
-            return None
+        # What is looked for is read together with the claim: a look that cannot even begin uses up no attempt.
+        with (writing if job["reconciling"] else alone)(self._engine) as transaction:
+            held = _claim_as_read(transaction, job, worker, sending)
+            if held is None:
+                return None
+            search = search_for(transaction, held, request.params) if job["reconciling"] else None
         held = replace(held, key_fingerprint=self._gateway.fingerprint(request.credential))
-        if job["reconciling"]:
-            with reading(self._engine) as transaction:
-                search = search_for(transaction, held, request.params)
+        if search is not None:
 
             def look_for_it(stripe: Gateway) -> Recording:
                 looked = look(stripe, search)
@@ -185,13 +185,13 @@ class Runner:
 
     def _postpone(self, job: Mapping[str, Any], delay_seconds: float) -> None:
         with alone(self._engine) as transaction:
-            lifecycle.postpone(transaction, job["id"], delay_seconds=delay_seconds)
+            lifecycle.postpone(transaction, job, delay_seconds=delay_seconds)
 
     def _succeed_without_call(
         self, job: Mapping[str, Any], success: Success, worker: str
     ) -> tuple[Claim, Recorded] | None:
         with writing(self._engine) as transaction:
-            held = lifecycle.claim(transaction, job["id"], worker=worker, sending=None)
+            held = _claim_as_read(transaction, job, worker, None)
             if held is None:
                 return None
             lifecycle.succeed(transaction, held, success, Entry(Verdict.SUCCEEDED))
@@ -200,7 +200,7 @@ class Runner:
     def _refuse(self, job: Mapping[str, Any], problem: Problem, worker: str) -> tuple[Claim, Recorded] | None:
         """End a job that must not be sent: the attempt is in the ledger, Stripe never heard of it."""
         with writing(self._engine) as transaction:
-            held = lifecycle.claim(transaction, job["id"], worker=worker, sending=None)
+            held = _claim_as_read(transaction, job, worker, None)
             if held is None:
                 return None
             return held, fail(transaction, held, entry_of(Verdict.FAILED, problem), problem)
@@ -220,6 +220,12 @@ class Runner:
                     raise
                 log.warning("answer not recorded yet", job_id=held.job["id"])
                 time.sleep(RECORD_PAUSE_SECONDS)
+
+
+def _claim_as_read(
+    transaction: Transaction, job: Mapping[str, Any], worker: str, sending: Sending | None
+) -> Claim | None:
+    return lifecycle.claim(transaction, job["id"], worker=worker, sending=sending, dispatched_as=job["lease_token"])
 
 
 def _sent_elsewhere(job: Mapping[str, Any], identities: tuple[str, ...]) -> bool:

@@ -52,7 +52,8 @@ def forget(
     with open_jobs() as customer_jobs:
         if not yes:
             with writing(customer_jobs.engine) as transaction:
-                _confirm(find(transaction, **wanted))
+                found = find(transaction, **wanted)
+            _confirm(found)
         # Looked for once more: nothing is locked while somebody thinks.
         with writing(customer_jobs.engine) as transaction:
             found = find(transaction, **wanted)

@@ -20,7 +20,7 @@ from customer_jobs.lifecycle.leases import (
     start_reconciling,
     take_back,
 )
-from customer_jobs.lifecycle.ledger import Past, complete_attempt, looks_since_sent, past
+from customer_jobs.lifecycle.ledger import Past, complete_attempt, looks_since_sent, may_be_executed, past
 
 __all__ = [
     "LEASE_SECONDS",
@@ -41,6 +41,7 @@ __all__ = [
     "latest_retry",
     "looks_since_sent",
     "mark_dispatched",
+    "may_be_executed",
     "past",
     "postpone",
     "read",

@@ -6,7 +6,7 @@ import uuid
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Executable, FromClause, Update, case, func, select, true, update
+from sqlalchemy import Executable, FromClause, Update, bindparam, case, func, select, true, update
 from sqlalchemy.sql.dml import ReturningInsert
 
 from customer_jobs.database import Transaction, given, inserting, named
@@ -37,17 +37,22 @@ def _reading() -> Executable:
     )
 
 
-def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sending | None) -> Claim | None:
+def claim(
+    transaction: Transaction, job_id: str, *, worker: str, sending: Sending | None, dispatched_as: str | None = None
+) -> Claim | None:
     """Take a dispatched job for one attempt, or None: somebody else has it, or it is no longer to be done.
 
     What is about to be sent to Stripe is written down before it is sent; `sending` is None where nothing will be sent.
+    `dispatched_as` is the lease token that the job had when it was read: what was decided then no longer holds once the
+    job has been on its way again meanwhile.
     """
     token = str(uuid.uuid4())
     job = {"id": job_id, "lease_token": token}
-    if sending is None:
-        how = _How(sends=False, may_create=False, uses_attempt=True)
-    else:
-        how = _How(sends=True, may_create=sending.may_create, uses_attempt=sending.uses_attempt)
+    how = _How(as_read=dispatched_as is not None)
+    if dispatched_as is not None:
+        job |= {"dispatched_as": dispatched_as}
+    if sending is not None:
+        how = how._replace(sends=True, may_create=sending.may_create, uses_attempt=sending.uses_attempt)
         job |= {"params": sending.params, "sent_to": sending.sent_to}
     attempt = {
         "job_id": job_id,
@@ -64,9 +69,10 @@ def claim(transaction: Transaction, job_id: str, *, worker: str, sending: Sendin
 
 
 class _How(NamedTuple):
-    sends: bool
-    may_create: bool
-    uses_attempt: bool
+    as_read: bool
+    sends: bool = False
+    may_create: bool = False
+    uses_attempt: bool = True
 
 
 def _begin(transaction: Transaction, how: _How, job: Row, attempt: Row) -> Row | None:
@@ -101,7 +107,10 @@ def _claiming(how: _How) -> Update:
         values["sent_to"] = case((jobs.c.first_sent_at.is_(None), given(jobs.c.sent_to)), else_=jobs.c.sent_to)
     if how.may_create:
         values["first_sent_at"] = func.coalesce(jobs.c.first_sent_at, now())
-    return update(jobs).where(jobs.c.id == given(jobs.c.id), jobs.c.state == State.DISPATCHED).values(values)
+    conditions = [jobs.c.id == given(jobs.c.id), jobs.c.state == State.DISPATCHED]
+    if how.as_read:
+        conditions.append(jobs.c.lease_token == bindparam("jobs_dispatched_as", type_=jobs.c.lease_token.type))
+    return update(jobs).where(*conditions).values(values)
 
 
 @cache

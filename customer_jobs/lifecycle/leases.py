@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
-from sqlalchemy import Executable, Update, bindparam, func, null, select, update
+from sqlalchemy import ColumnElement, Executable, Update, bindparam, func, null, select, update
 
 from customer_jobs.database import Transaction, given
 from customer_jobs.lifecycle.attempt import Claim, Row
@@ -34,14 +35,19 @@ def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -
     return transaction.change(_back_to_waiting().where(jobs.c.id.in_(job_ids), jobs.c.lease_token == token))
 
 
-def postpone(transaction: Transaction, job_id: str, *, delay_seconds: float) -> int:
-    """Let a dispatched job that must not be tried yet wait again. No attempt is used."""
-    return transaction.change(_back_to_waiting(delay_seconds).where(jobs.c.id == job_id))
+def postpone(transaction: Transaction, job: Mapping[str, Any], *, delay_seconds: float) -> int:
+    """Let a dispatched job that must not be tried yet wait again, as it was read. No attempt is used."""
+    return transaction.change(_back_to_waiting(delay_seconds).where(*_as_read(job)))
 
 
-def start_reconciling(transaction: Transaction, job_id: str) -> int:
+def start_reconciling(transaction: Transaction, job: Mapping[str, Any]) -> int:
     """Let a dispatched job look for its customer instead of sending the create. No attempt is used."""
-    return transaction.change(_back_to_waiting().where(jobs.c.id == job_id).values(reconciling=True))
+    return transaction.change(_back_to_waiting().where(*_as_read(job)).values(reconciling=True))
+
+
+def _as_read(job: Mapping[str, Any]) -> tuple[ColumnElement[bool], ...]:
+    # A row that plain SQL made to be dispatched may have no token.
+    return jobs.c.id == job["id"], jobs.c.lease_token.is_not_distinct_from(job["lease_token"])
 
 
 def rescue_unclaimed(transaction: Transaction) -> int:

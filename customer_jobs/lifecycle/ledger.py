@@ -8,7 +8,7 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, case, exists, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Update, and_, case, exists, func, null, or_, select, update
 
 from customer_jobs.database import Transaction, given, named
 from customer_jobs.lifecycle.attempt import Claim, Entry, Row
@@ -47,7 +47,7 @@ class Past:
 def past(transaction: Transaction, held: Claim, entry: Entry) -> Past:
     """What a decision about another attempt depends on, with `entry` as the end of the attempt held."""
     rows = transaction.rows(
-        select(attempts.c.number, attempts.c.verdict, attempts.c.ambiguous, attempts.c.started_at)
+        select(attempts.c.number, attempts.c.verdict, may_be_executed().label("ambiguous"), attempts.c.started_at)
         .where(attempts.c.job_id == held.job["id"], attempts.c.number <= held.number)
         .order_by(attempts.c.number)
     )
@@ -75,7 +75,14 @@ def looks_since_sent(transaction: Transaction, held: Claim, error_code: str) -> 
     return int(transaction.value(select(func.count()).select_from(attempts).where(*of_job, *since))), sent is not None
 
 
+def may_be_executed() -> ColumnElement[bool]:
+    """Whether an attempt may have made a customer: its answer is unknown, or it is known and came too late to count."""
+    # Only a create has a key. One that succeeded ended its job, unless somebody else had taken the job over.
+    succeeded = and_(attempts.c.verdict == Verdict.SUCCEEDED, attempts.c.idempotency_key.is_not(None))
+    return or_(attempts.c.ambiguous, succeeded)
+
+
 def first_sent_at(stays: ColumnElement[bool]) -> ColumnElement[Any]:
     """Unchanged while something is still to be found out about an attempt, null once certainly none was executed."""
-    unknown = exists().where(attempts.c.job_id == jobs.c.id, attempts.c.ambiguous).correlate(jobs)
+    unknown = exists().where(attempts.c.job_id == jobs.c.id, may_be_executed()).correlate(jobs)
     return case((or_(unknown, stays), jobs.c.first_sent_at), else_=null())

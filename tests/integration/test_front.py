@@ -148,6 +148,7 @@ def test_a_look_does_not_walk_over_what_left_while_a_transaction_is_open(engine:
     assert max(short) < FEW_PAGES
 
 
+@on_postgresql
 def test_jobs_leave_in_their_order(engine: Engine, table: Table) -> None:
     low = [add_job(engine, priority=3, due_at=now(-seconds)) for seconds in (30, 20, 10)]
     bulk = [add_job(engine, priority=4, due_at=now(-seconds)) for seconds in (2000, 1000, 5)]
@@ -255,6 +256,24 @@ def test_a_job_of_a_paused_lane_is_not_passed_by(engine: Engine, table: Table) -
     assert left + again == ids[: len(left + again)]
 
 
+@on_postgresql
+def test_a_lane_that_a_look_from_the_beginning_asked_for_nothing_is_looked_at_whole(
+    engine: Engine, table: Table
+) -> None:
+    add_job(engine, due_at=now(-60))
+    table.look_from_the_beginning()
+    late = add_job(engine, due_at=now(-3600))
+    with writing(engine) as transaction:
+        transaction.change(update(lanes).values(tokens=-PLENTY))
+    table.clock.seconds += 60
+    asked_for_nothing = table.dispatch.run_once().dispatched
+
+    left = table.look()
+
+    assert asked_for_nothing == 0
+    assert left == [late]
+
+
 def test_a_dispatcher_without_room_rests(engine: Engine, table: Table) -> None:
     table.look()  # Begins behind what left.
     add_worker(engine, 0)
@@ -280,6 +299,7 @@ def test_a_backlog_leaves_without_a_look_from_the_beginning(engine: Engine, tabl
     assert left == ids
 
 
+@on_postgresql
 def test_only_so_many_idle_lanes_are_remembered(engine: Engine) -> None:
     front = Front(Clock())
     for number in range(IDLE_LANES + 5):

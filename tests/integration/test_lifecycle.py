@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -270,6 +270,54 @@ def test_a_late_writer_is_refused_but_completes_its_own_attempt(engine: Engine, 
     assert len(events_of(engine, job_id)) == 1
 
 
+def test_a_success_that_came_too_late_may_have_made_the_customer_all_the_same(engine: Engine) -> None:
+    late = claimed(engine)
+    current = claim_again(engine, late)
+    succeed(engine, late)
+
+    with writing(engine) as transaction:
+        past = lifecycle.past(transaction, current, entry(Verdict.FAILED))
+    retry_later(engine, current)
+
+    assert past.ambiguous
+    assert job_row(engine, late.job["id"])["first_sent_at"] == current.job["first_sent_at"]
+    with writing(engine) as transaction:
+        assert not lifecycle.cancel(transaction, late.job["id"])
+
+
+def test_what_was_only_read_made_no_customer(engine: Engine) -> None:
+    late = claimed(engine, add_fetch(engine), may_create=False)
+    current = claim_again(engine, late)
+    succeed(engine, late, outcome=Outcome.FOUND)
+
+    with writing(engine) as transaction:
+        past = lifecycle.past(transaction, current, entry(Verdict.FAILED))
+
+    assert not past.ambiguous
+
+
+def test_a_claim_holds_only_for_the_job_as_it_was_read(engine: Engine) -> None:
+    job_id = dispatched(engine)
+    read = job_row(engine, job_id)
+    with writing(engine) as transaction:
+        lifecycle.postpone(transaction, read, delay_seconds=0)
+    dispatched(engine, job_id)
+
+    def try_everything(as_it_is: Mapping[str, Any]) -> list[object]:
+        with writing(engine) as transaction:
+            return [
+                lifecycle.postpone(transaction, as_it_is, delay_seconds=0),
+                lifecycle.start_reconciling(transaction, as_it_is),
+                lifecycle.claim(transaction, job_id, worker="w1", sending=None, dispatched_as=as_it_is["lease_token"]),
+            ]
+
+    assert try_everything(read) == [0, 0, None]
+    assert job_row(engine, job_id)["state"] == State.DISPATCHED
+    with writing(engine) as transaction:
+        token = job_row(engine, job_id)["lease_token"]
+        assert lifecycle.claim(transaction, job_id, worker="w1", sending=None, dispatched_as=token)
+
+
 def test_a_late_answer_never_overwrites_the_local_copy(engine: Engine) -> None:
     late = claimed(engine)
     current = claim_again(engine, late)
@@ -421,8 +469,8 @@ CHANGES: list[Callable[[Transaction, Claim], object]] = [
     lambda tx, held: lifecycle.claim(tx, held.job["id"], worker="w1", sending=None),
     lambda tx, held: lifecycle.mark_dispatched(tx, [held.job["id"]], token=TOKEN, lease_seconds=5),
     lambda tx, held: lifecycle.take_back(tx, [held.job["id"]], token=held.lease_token),
-    lambda tx, held: lifecycle.postpone(tx, held.job["id"], delay_seconds=1),
-    lambda tx, held: lifecycle.start_reconciling(tx, held.job["id"]),
+    lambda tx, held: lifecycle.postpone(tx, held.job, delay_seconds=1),
+    lambda tx, held: lifecycle.start_reconciling(tx, held.job),
     lambda tx, held: lifecycle.rescue_unclaimed(tx),  # noqa: ARG005 - one signature for all
     lambda tx, held: lifecycle.succeed(tx, held, success(), entry()),
     lambda tx, held: lifecycle.retry_later(tx, held, entry(Verdict.RETRY), delay_seconds=1, error=ERROR),

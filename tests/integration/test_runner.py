@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, event, select
 
 from customer_jobs import CustomerJobs, Job
 from customer_jobs.database import open_engine, writing
@@ -389,6 +390,61 @@ def test_a_local_copy_that_is_young_enough_is_the_answer(engine: Engine, worker:
     row = job_row(engine, job_id)
     assert (row["outcome"], row["result"]["response"]) == ("fresh", customer)
     assert len(sandbox.requests) == 1
+
+
+def between_statements(engine: Engine, words: str, meanwhile: Callable[[], object]) -> None:
+    """Let something happen before the first statement with these words is executed."""
+
+    def before(_: object, __: object, statement: str, *___: object) -> None:
+        if words in statement and happens:
+            happens.pop()()
+
+    happens = [meanwhile]
+    event.listen(engine, "before_cursor_execute", before)
+
+
+@pytest.mark.parametrize("database", ["postgresql"])  # SQLite reads one state of things, and lets nobody write between.
+def test_a_create_that_is_to_look_meanwhile_is_not_sent(
+    engine: Engine, worker: Worker, sandbox: Sandbox, database_url: str
+) -> None:
+    other = open_engine(database_url)
+    job_id = dispatched(engine, create_meeting(engine, "frozen_500_after"))
+
+    def others_try_and_give_up() -> None:
+        elsewhere = Worker(other, sandbox)
+        elsewhere.attempt(job_id)
+        elsewhere.dispatch_and_attempt(job_id)  # The answer is frozen under its key, and it is to look from now on.
+        assert job_row(other, dispatched(other, job_id))["reconciling"]
+
+    between_statements(engine, "WITH claimed", others_try_and_give_up)
+    recorded = worker.attempt(job_id)
+    other.dispose()
+
+    assert recorded is None
+    assert len(sandbox.requests) == 2
+    assert job_row(engine, job_id)["state"] == State.DISPATCHED
+
+
+@pytest.mark.parametrize("database", ["postgresql"])  # As above.
+def test_a_fetch_that_links_meanwhile_is_not_passed_by(
+    engine: Engine, worker: Worker, sandbox: Sandbox, database_url: str
+) -> None:
+    other = open_engine(database_url)
+    customer_id = "cus_sandbox_ok"
+    payload = {"customer_id": customer_id, "expand": []}
+    fetching = add_fetch(engine, payload=payload, customer_id=customer_id, external_id="user-1")
+    job_id = dispatched(engine, add_job(engine, external_id="user-1"))
+
+    def the_fetch_ends() -> None:
+        Worker(other, sandbox).dispatch_and_attempt(fetching)
+
+    between_statements(engine, "FROM customer_jobs.customers", the_fetch_ends)
+    worker.attempt(job_id)
+    other.dispose()
+
+    row = job_row(engine, job_id)
+    assert (row["outcome"], row["customer_id"]) == ("linked", customer_id)
+    assert [request.method for request in sandbox.requests] == ["GET"]
 
 
 def test_an_external_id_that_a_fetch_linked_needs_no_create(engine: Engine, worker: Worker, sandbox: Sandbox) -> None:

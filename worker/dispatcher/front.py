@@ -39,7 +39,9 @@ class Front:
     def lanes(self, transaction: Transaction) -> list[Lane]:
         """The lanes in which something may wait."""
         began = self._clock()
-        self._whole = self._left < LEFT_UNNOTICED or began >= self._whole_again_at
+        # SQLite keeps no entries of what left.
+        few = self._left < LEFT_UNNOTICED or transaction.dialect_name == "sqlite"
+        self._whole = few or began >= self._whole_again_at
         if not self._whole:
             return self._lanes
         found = lanes_with_work(transaction)
@@ -55,7 +57,10 @@ class Front:
     ) -> dict[Lane, list[Candidate]]:
         """The due jobs of each lane, at most as many as wanted, in the order in which they leave."""
         began = self._clock()
-        due = due_jobs(transaction, wanted, {} if self._whole else self._since)
+        if self._whole:
+            # Of the lanes that are asked for nothing now, too: the next look at one of them begins at its first entry.
+            self._since.clear()
+        due = due_jobs(transaction, wanted, self._since)
         for lane, candidates in due.items():
             for priority in Priority:
                 first = min((job.due_at for job in candidates if job.written_priority == priority), default=present)

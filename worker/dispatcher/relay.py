@@ -54,11 +54,13 @@ class Relay:
 
     def run_once(self) -> int:
         """Publish the oldest unpublished events; how many. Raises RedisError when they could not be."""
+        since = self._since
         with reading(self._engine) as transaction:
-            rows = transaction.rows(_oldest(), {"of_holder": self._holder, "since": self._since})
+            rows = transaction.rows(_oldest(), {"of_holder": self._holder, "since": since})
         if not rows:
             return 0
-        self._since = rows[0]["seq"] - LATE_EVENTS
+        if self._since == since:  # Otherwise it has been told to start over meanwhile.
+            self._since = rows[0]["seq"] - LATE_EVENTS
         pipeline = self._client.pipeline(transaction=False)
         for row in rows:
             pipeline.xadd(self._stream, stream_entry(row))  # type: ignore[arg-type]
