@@ -392,14 +392,14 @@ def test_a_local_copy_that_is_young_enough_is_the_answer(engine: Engine, worker:
     assert len(sandbox.requests) == 1
 
 
-def between_statements(engine: Engine, words: str, meanwhile: Callable[[], object]) -> None:
-    """Let something happen before the first statement with these words is executed."""
+def between_statements(engine: Engine, words: str, meanwhile: Callable[[], object], *, after: int = 0) -> None:
+    """Let something happen before a statement with these words is executed, behind so many others with them."""
 
     def before(_: object, __: object, statement: str, *___: object) -> None:
         if words in statement and happens:
             happens.pop()()
 
-    happens = [meanwhile]
+    happens: list[Callable[[], object]] = [meanwhile, *(lambda: None for _ in range(after))]
     event.listen(engine, "before_cursor_execute", before)
 
 
@@ -438,7 +438,8 @@ def test_a_fetch_that_links_meanwhile_is_not_passed_by(
     def the_fetch_ends() -> None:
         Worker(other, sandbox).dispatch_and_attempt(fetching)
 
-    between_statements(engine, "FROM customer_jobs.customers", the_fetch_ends)
+    # Whichever is asked first: for a fetch under way, or for the copy that it writes.
+    between_statements(engine, "LIMIT", the_fetch_ends, after=1)
     worker.attempt(job_id)
     other.dispose()
 
