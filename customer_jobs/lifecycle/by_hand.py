@@ -42,8 +42,9 @@ def retry_by_hand(transaction: Transaction, failed: Row, *, candidate_customer_i
         "context": None if isinstance(failed["context"], Unreadable) else failed["context"],
         "retry_of": failed["id"],
         "reconciling": unknown,
-        # Frozen parameters hold the old job's id; what was certainly not executed is prepared anew.
-        "params": failed["params"] if unknown else None,
+        # Frozen parameters hold the old job's id; what was certainly not executed is prepared anew. Of a job that was
+        # emptied meanwhile there are none, and to look at a customer none are needed.
+        "params": (failed["params"] or "{}") if unknown else None,
         "candidate_customer_id": candidate_customer_id or failed["candidate_customer_id"],
         "customer_id": failed["customer_id"] if failed["kind"] == Kind.CUSTOMER_FETCH else None,
     }

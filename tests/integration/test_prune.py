@@ -11,6 +11,7 @@ import pytest
 import redis
 from sqlalchemy import Engine, insert
 
+from customer_jobs import lifecycle
 from customer_jobs.database import writing
 from customer_jobs.errors import ConflictError, NotRetryable
 from customer_jobs.producer import CustomerJobs
@@ -182,6 +183,34 @@ def test_a_failure_that_keeps_its_external_id_is_emptied_too(engine: Engine, pru
     assert row["external_id"] == "user-1"
     with pytest.raises(NotRetryable, match="customer_jobs_id"):
         CustomerJobs(engine).retry(job_id)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_truth_about_a_failure_that_was_emptied_still_arrives(
+    engine: Engine, worker: Worker, sandbox: Sandbox, prune: Prune, is_there: bool
+) -> None:
+    (sent_to,) = worker.gateway.identities("default")
+    unknown = {"error": {"code": "outcome_unknown"}, "first_sent_at": now(), "sent_to": sent_to}
+    failed = add_job(engine, state=State.FAILED, external_id="user-1", **unknown)
+    days_later(engine, RETENTION_DAYS + 1)
+    prune_all(prune)
+    if is_there:
+        sandbox.add_customer("cus_1", account="acct_shop", metadata={"customer_jobs_id": failed})
+
+    with writing(engine) as transaction:
+        row = lifecycle.read(transaction, failed)
+        assert row is not None
+        made = lifecycle.retry_by_hand(transaction, row, candidate_customer_id="cus_1")
+    assert made is not None
+    for _ in range(4):
+        worker.work()
+        later(engine, 61, made["id"])
+
+    job = job_row(engine, made["id"])
+    ends = ("succeeded", "adopted", "cus_1") if is_there else ("failed", None, None)
+    assert (job["state"], job["outcome"], job["customer_id"]) == ends
+    assert job["external_id"] == "user-1"
+    assert [request.method for request in sandbox.requests if request.method != "GET"] == []
 
 
 def test_after_a_prune_the_same_create_makes_no_second_customer(
