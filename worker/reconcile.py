@@ -129,8 +129,9 @@ def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswe
     problem = _problem_before(held.job["error"])
     if looks < LOOKS:
         return wait(transaction, held, entry, problem, LOOK_PAUSE_SECONDS)
-    if held.job["retry_of"] is not None and not was_sent:
-        # A person asked for another try, and what the old job left open is settled as well as it can be.
+    if held.job["retry_of"] is not None and not was_sent and held.job["candidate_customer_id"] is None:
+        # A person asked for another try, and what the old job left open is settled as well as it can be. Where a late
+        # answer or Stripe itself has named a customer there was one, whatever became of it: nobody asked for another.
         return wait(transaction, held, entry, problem, 0.0, reconciling=False, prepared_anew=True)
     words = f"{problem.message or 'no answer from Stripe'}; no customer of this job was found in {looks} looks"
     return _unknown(transaction, held, replace(entry, verdict=Verdict.FAILED), replace(problem, message=words))

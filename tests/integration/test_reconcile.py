@@ -384,6 +384,23 @@ def test_an_unknown_outcome_retried_by_hand_is_looked_for_and_then_sent_anew(
     assert len(looks(sandbox)) == 12
 
 
+def test_a_customer_that_was_named_and_is_gone_is_not_made_once_more(
+    engine: Engine, worker: Worker, sandbox: Sandbox
+) -> None:
+    sandbox.faults.add("500", method="POST", times=1)
+    job_id = add_create(engine, max_attempts=1)
+    settle(worker, job_id)
+
+    # As a late answer or an event of Stripe's does it, unasked; the customer is deleted meanwhile.
+    with writing(engine) as transaction:
+        made = lifecycle.retry_by_hand(transaction, job_row(engine, job_id), candidate_customer_id="cus_gone")
+    assert made is not None
+    job = settle(worker, made["id"])
+
+    assert (job["state"], job["error"]["code"]) == ("failed", OUTCOME_UNKNOWN)
+    assert sends(sandbox) == [f"customer-jobs-{job_id}"]
+
+
 def test_an_unknown_outcome_retried_by_hand_finds_what_the_old_job_made(
     engine: Engine, worker: Worker, sandbox: Sandbox
 ) -> None:
