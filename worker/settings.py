@@ -21,8 +21,8 @@ from customer_jobs.stream import connect
 
 _KEY = re.compile(r"(sk|rk)_(?P<mode>test|live)_[A-Za-z0-9_]+")  # Source: https://docs.stripe.com/keys
 #: What Stripe allows. Source: https://docs.stripe.com/rate-limits
-ENDPOINT_LIMIT_PER_SECOND = 25.0
-ACCOUNT_LIMIT_PER_SECOND = {True: 100.0, False: 25.0}  #: By livemode.
+ENDPOINT_LIMIT_PER_SECOND = 25
+ACCOUNT_LIMIT_PER_SECOND = {True: 100, False: 25}  #: By livemode.
 REDIS_SCHEMES = ("redis://", "rediss://")
 
 PerSecond = Annotated[float, Field(gt=0, le=100_000)]
