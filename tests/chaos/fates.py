@@ -10,7 +10,7 @@ from pathlib import Path
 from customer_jobs import Job
 from customer_jobs.embedded import Program, wait_until
 from customer_jobs.schema import events, jobs
-from tests.acceptance.stack import Stack, email
+from tests.acceptance.stack import READY_SECONDS, Stack, email
 from tests.builders import job_row, ledger, rows
 from tests.chaos.invariants import broken_at_the_end, look
 from tests.chaos.points import DIE_AT, LAST_WORDS
@@ -41,10 +41,16 @@ class Fate:
         return self.point.replace(" ", "-").replace(",", "")
 
     def begin(self) -> Fate:
-        """A worker that is ready to die."""
+        """A worker that is ready to die, or has done so: some points are reached as soon as it leads."""
         with STARTS_AT_ONCE:
             fatal = {DIE_AT: self.point, LAST_WORDS: str(self.words)}
-            self.program = self.stack.start_worker(self.name, app=APP, **UNLIMITED, **fatal, **self.settings)
+            self.program = self.stack.launch_worker(self.name, app=APP, **UNLIMITED, **fatal, **self.settings)
+            ready = f"{self.name}@test ready"
+            wait_until(
+                lambda: ready in self.program.log.read_text() or not self.program.running(),
+                READY_SECONDS,
+                f"{ready!r} is logged",
+            )
         return self
 
     def await_death(self) -> str:
