@@ -66,6 +66,7 @@ class Life:
         self.leases = Leases()
         self.producer = CustomerJobs(engine)
         self._gateways: list[Gateway] = []
+        self._set_back_seconds = 0.0
         self._draw = draw
         self.witness = Witness(eyes, self.stripe.sandbox, seen)
         _empty(eyes)
@@ -114,6 +115,7 @@ class Life:
     def shift_clock(self, seconds: float) -> None:
         """The database's clock jumps: what is in the tables is so much longer ago, or less long."""
         self._saw("clock jumps" if seconds > 0 else "clock jumps back")
+        self._set_back_seconds += max(-seconds, 0.0)
         with writing(self.eyes) as transaction:
             for table in metadata.sorted_tables:
                 times = [column for column in table.c if column.name.endswith("_at")]
@@ -278,8 +280,8 @@ class Life:
             for event in self.stripe.events():
                 self.tell(event)
             told = len(self.stripe.events())
-        # Whoever led last may be the one that was killed.
-        self.pass_time(2 * LEASE_SECONDS)
+        # Whoever led last may be the one that was killed, and its lease begin when the clock had not been set back yet.
+        self.pass_time(2 * LEASE_SECONDS + self._set_back_seconds)
         self.lead("a")
         self.relay("a")
         self.check()
