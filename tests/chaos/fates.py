@@ -11,7 +11,7 @@ from customer_jobs import Job
 from customer_jobs.embedded import Program, wait_until
 from customer_jobs.schema import events, jobs
 from tests.acceptance.stack import READY_SECONDS, Stack, email
-from tests.builders import job_row, ledger, rows
+from tests.builders import ledger, rows
 from tests.chaos.invariants import broken_at_the_end, look
 from tests.chaos.points import DIE_AT, LAST_WORDS
 
@@ -69,10 +69,6 @@ def heir_of(stack: Stack) -> Program:
 
 def create(stack: Stack, external_id: str | None = None) -> Job:
     return stack.jobs.create_customer({"email": email()}, external_id=external_id)
-
-
-def states(stack: Stack, found: list[Job]) -> set[str]:
-    return {job_row(stack.engine, job.id)["state"] for job in found}
 
 
 def verdicts(stack: Stack, job_id: str) -> list[str | None]:

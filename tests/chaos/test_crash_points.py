@@ -38,7 +38,6 @@ from tests.chaos.fates import (
     create,
     heir_of,
     require_a_whole_world,
-    states,
     verdicts,
 )
 from tests.chaos.points import AT_THE_DOOR, DIE_AT, IN_A_PRODUCER, IN_A_TASK, LAST_WORDS
@@ -86,20 +85,22 @@ def die_in_tasks(stack: Stack) -> None:
         assert (row["state"], row["attempt"]) == (State.SUCCEEDED, len(course[0])), point
 
 
-def die_dispatching(stack: Stack, point: str, left_as: set[str]) -> None:
+def die_dispatching(stack: Stack, point: str, left_as: str) -> None:
     doomed = Fate(stack, point).begin()
     stack.wait_for_end(create(stack))
     several = stack.jobs.create_customers([{"body": {"email": email()}} for _ in range(SEVERAL)])
 
     doomed.await_death()
-    left = states(stack, several)
+    left = [job_row(stack.engine, job.id)["state"] for job in several]
     heir_of(stack)
     require_a_whole_world(stack)
 
-    assert left == left_as
+    # Those that were published may have been claimed by then, even be done.
+    assert left.count(left_as) >= SEVERAL - (PUBLISHED_TOGETHER if point == "some published" else 0)
     # Who was never claimed has used no attempt.
-    assert [verdicts(stack, job.id) for job in several] == [[DONE]] * SEVERAL
-    assert {job_row(stack.engine, job.id)["outcome"] for job in several} == {Outcome.CREATED}
+    expected = [[LOST, DONE] if state == State.RUNNING else [DONE] for state in left]
+    assert [verdicts(stack, job.id) for job in several] == expected
+    assert len(stack.sandbox.customers()) == 1 + SEVERAL
 
 
 def die_relaying(stack: Stack, point: str) -> None:
@@ -238,9 +239,9 @@ Scenario = Callable[[Stack], None]
 #: What is done, and on which database where there is little time.
 SCENARIOS: dict[str, tuple[Scenario, tuple[str, ...]]] = {
     "in a task": (die_in_tasks, ("postgresql",)),
-    "marked, not committed": (lambda it: die_dispatching(it, "marked, not committed", {"queued"}), ("sqlite",)),
-    "marks committed": (lambda it: die_dispatching(it, "marks committed", {"dispatched"}), ("postgresql",)),
-    "some published": (lambda it: die_dispatching(it, "some published", {"dispatched"}), ("sqlite",)),
+    "marked, not committed": (lambda it: die_dispatching(it, "marked, not committed", "queued"), ("sqlite",)),
+    "marks committed": (lambda it: die_dispatching(it, "marks committed", "dispatched"), ("postgresql",)),
+    "some published": (lambda it: die_dispatching(it, "some published", "dispatched"), ("sqlite",)),
     "relaying": (lambda it: die_relaying(it, "between XADD and the mark"), ("postgresql",)),
     "relaying at the end": (lambda it: die_relaying_at_the_end(it, "relaying at the end"), ("sqlite",)),
     "rescuing": (lambda it: die_rescuing(it, "rescuing"), ("postgresql",)),
