@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import func, select
 
 from customer_jobs.database import reading
+from customer_jobs.problems import OUTCOME_UNKNOWN
 from customer_jobs.schema import events, jobs
 from customer_jobs.vocabulary import FINAL_STATES, State
 from tests.builders import rows
@@ -44,13 +46,21 @@ def outcome(
             yield f"the job of order {order.number} is lost"
         elif job["state"] != (State.SUCCEEDED if order.refusal is None else State.FAILED):
             yield f"order {order.number} is {job['state']}: {job['error']}"
-        elif order.refusal is not None and job["error"]["http_status"] != order.refusal:
+        elif order.refusal is not None and not _is_refused(order, job, world):
             yield f"order {order.number} is to be refused with {order.refusal}: {job['error']}"
         elif order.is_refused_create and job["customer_id"] is not None:
             yield f"order {order.number} was refused and made {job['customer_id']}"
     if wanted and len(world.jobs) != len(wanted):
         yield f"{len(wanted)} orders became {len(world.jobs)} jobs"
     yield from (f"ended without a cause: {end}" for end in crew.ends if end.cause is None)
+
+
+def _is_refused(order: Order, job: Mapping[str, Any], world: invariants.World) -> bool:
+    """Whether Stripe's refusal is what ended the job, or what an attempt without an answer left to be found out."""
+    if job["error"]["http_status"] == order.refusal:
+        return True
+    in_doubt = any(attempt["ambiguous"] for attempt in world.attempts[job["id"]])
+    return order.is_refused_create and in_doubt and job["error"]["code"] == OUTCOME_UNKNOWN
 
 
 def still_connected(here: Site) -> list[str]:
