@@ -30,9 +30,10 @@ os.rename(sys.argv[1] + ".new", sys.argv[1])
 near.wait()
 """
 
-#: Starts families from as many threads, says so, and then does as it is told.
+#: Starts families from as many threads, says so, and then does as it is told. Under nohup it would not hear of a
+#: terminal that is closed.
 STARTER = f"""
-import fcntl, os, sys, termios, time
+import fcntl, os, signal, sys, termios, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from customer_jobs import embedded
@@ -40,6 +41,7 @@ from customer_jobs import embedded
 directory, count, then = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if os.isatty(0):
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 def begin(number):
     scratch = directory / f"scratch-{{number}}"
