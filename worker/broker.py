@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import structlog
 from celery.worker.consumer import Consumer
 from kombu.transport import virtual
 from kombu.transport.redis import QoS
+from redis.exceptions import OutOfMemoryError
 
 from customer_jobs.vocabulary import Kind
 
@@ -23,6 +25,9 @@ EVENTS_AT_ONCE = 1000
 _KINDS = tuple(Kind)  #: The names of the tasks whose messages hold a job's id.
 
 
+log = structlog.get_logger(__name__)
+
+
 class Unacknowledged(QoS):
     """Redis's emulation of acknowledgements, without those of job ids.
 
@@ -33,8 +38,17 @@ class Unacknowledged(QoS):
     """
 
     def append(self, message: Any, delivery_tag: str) -> None:
+        if not _is_job_id(message):
+            try:
+                super().append(message, delivery_tag)
+            except OutOfMemoryError:
+                # It has been taken out of Redis already: without a net it may be lost, and otherwise it is, with the
+                # worker, which this would end.
+                log.warning("Redis is full: a message is not kept until it is acknowledged")
+            else:
+                return
         # Kept in memory: a worker takes no more messages than it has threads.
-        (virtual.QoS if _is_job_id(message) else QoS).append(self, message, delivery_tag)
+        virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         (virtual.QoS if self._holds_job_id(delivery_tag) else QoS).ack(self, delivery_tag)
