@@ -77,6 +77,8 @@ def leader_killed(target: Target) -> str:
 def worker_terminated(target: Target) -> str:
     """SIGTERM."""
     name = target.chance.choice(target.crew.names)
+    # One that another fault has just ended starts anew, and hears no SIGTERM yet.
+    target.crew.wait_until_ready(name)
     end = target.crew.terminate(name)
     require(end.exit_code == 0, f"worker {name} ended with {end.exit_code}")
     target.crew.wait_until_ready(name)
