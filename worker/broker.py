@@ -32,8 +32,7 @@ class Unacknowledged(QoS):
     """Redis's emulation of acknowledgements, without those of job ids.
 
     A job whose message was lost is dispatched again when its lease has run out, so nothing is written down about the
-    message: that and its acknowledgement would be two round trips, a sixth of what a busy worker
-    does. A message of
+    message: that and its acknowledgement would be two round trips, a sixth of what a busy worker does. A message of
     customer.enqueue is all there is of its job, and is treated as ever.
     """
 

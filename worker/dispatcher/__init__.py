@@ -16,7 +16,7 @@ from customer_jobs.lifecycle import Claim
 from worker.dispatcher import upkeep
 from worker.dispatcher.dispatch import PUBLISH_PAUSE_SECONDS, Dispatch, Look, Publish
 from worker.dispatcher.door import Door
-from worker.dispatcher.front import LONGEST_PAUSE_SECONDS, PAUSE_FACTOR
+from worker.dispatcher.front import whole_again_at
 from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, show_looks, take_lead
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import BATCH_SIZE, Relay, connect
@@ -180,8 +180,7 @@ class Dispatcher:
             lately = began < self._all_overdue_at
             overdue = upkeep.overdue(self._engine, lately=lately)
             if not lately:
-                ended = time.monotonic()
-                self._all_overdue_at = ended + min(PAUSE_FACTOR * (ended - began), LONGEST_PAUSE_SECONDS)
+                self._all_overdue_at = whole_again_at(began, time.monotonic())
             if overdue.events:
                 self._relay.start_over()
             # A look at what ran out lately does not ask for events: the relay does.

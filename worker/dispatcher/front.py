@@ -20,6 +20,11 @@ LONGEST_PAUSE_SECONDS = 10.0  #: However long one took: the process or the datab
 IDLE_LANES = 25  #: So many in which nothing waits at present are looked at, too.
 
 
+def whole_again_at(began: float, ended: float) -> float:
+    """When to begin at the first entry once more, after a look from there that took so long."""
+    return ended + min(PAUSE_FACTOR * (ended - began), LONGEST_PAUSE_SECONDS)
+
+
 class Front:
     """What earlier looks found, so that the next need not walk over all that left.
 
@@ -47,8 +52,8 @@ class Front:
         found = lanes_with_work(transaction)
         with_work = set(found)
         self._lanes = [lane for lane in self._lanes if lane not in with_work][-IDLE_LANES:] + found
-        kept = set(self._lanes)
-        self._since = {key: since for key, since in self._since.items() if key[0] in kept}
+        # Of the lanes that are asked for nothing now, too: the next look at one of them begins at its first entry.
+        self._since.clear()
         self._took_seconds = self._clock() - began
         return found
 
@@ -57,18 +62,13 @@ class Front:
     ) -> dict[Lane, list[Candidate]]:
         """The due jobs of each lane, at most as many as wanted, in the order in which they leave."""
         began = self._clock()
-        if self._whole:
-            # Of the lanes that are asked for nothing now, too: the next look at one of them begins at its first entry.
-            self._since.clear()
         due = due_jobs(transaction, wanted, self._since)
         for lane, candidates in due.items():
             for priority in Priority:
                 first = min((job.due_at for job in candidates if job.written_priority == priority), default=present)
                 self._since[lane, priority] = min(first, present - LATE)
         if self._whole:
-            ended = self._clock()
-            pause = PAUSE_FACTOR * (self._took_seconds + ended - began)
-            self._whole_again_at = ended + min(pause, LONGEST_PAUSE_SECONDS)
+            self._whole_again_at = whole_again_at(began - self._took_seconds, self._clock())
         return first_of(due, wanted)
 
     def note_left(self, jobs: int) -> None:
