@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
@@ -20,6 +21,7 @@ from customer_jobs.vocabulary import WAITING_STATES, Kind, Outcome, State, Verdi
 from worker.answers import Answer
 from worker.credentials import Key, bind
 from worker.dispatcher.dispatch import Dispatch
+from worker.dispatcher.front import LONGEST_PAUSE_SECONDS
 from worker.dispatcher.leader import take_lead
 from worker.dispatcher.upkeep import show_life
 from worker.gateway import Gateway
@@ -220,7 +222,8 @@ class Worker:
         self.published: list[tuple[str, str]] = []
         self.holder = lead(engine)
         add_worker(engine)
-        self.dispatch = Dispatch(engine, self.settings, self._publish, holder=self.holder)
+        self._waited_seconds = 0.0
+        self.dispatch = Dispatch(engine, self.settings, self._publish, holder=self.holder, clock=self._clock)
 
     def attempt(self, job_id: str) -> Recorded | None:
         """Make one attempt at a job that has been dispatched."""
@@ -236,6 +239,8 @@ class Worker:
         """Dispatch and attempt until nothing is due any more."""
         for _ in range(looks):
             age(self.engine, 1, lanes)
+            # `later` may have put a job where earlier looks have been: none of them says where this one begins.
+            self._waited_seconds += LONGEST_PAUSE_SECONDS
             lead(self.engine, self.holder)
             add_worker(self.engine)
             self.dispatch.run_once()
@@ -247,6 +252,9 @@ class Worker:
 
     def _publish(self, jobs: Sequence[tuple[str, str]]) -> None:
         self.published += jobs
+
+    def _clock(self) -> float:
+        return time.monotonic() + self._waited_seconds
 
 
 def _key(gateway: Gateway, name: str) -> tuple[str, str, bool, None]:
