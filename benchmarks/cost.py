@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine, delete
@@ -120,6 +120,20 @@ PASSING_THE_LANES = """
 """
 
 
+@contextmanager
+def left_behind(postgres_url: str, count: int, *, is_open: bool) -> Iterator[None]:
+    """What so many jobs leave behind in the tables; `is_open`: while a transaction goes on that began before them."""
+    with servers.connect(postgres_url) as producer, servers.connect(postgres_url) as passing:
+        if is_open:
+            producer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            producer.execute("SELECT count(*) FROM customer_jobs.workers")
+        for _ in range(count // PASSING_AT_ONCE):
+            passing.execute(PASSING)
+            passing.execute(PASSING_THE_LANES)
+        passing.execute("VACUUM ANALYZE")
+        yield
+
+
 def of_an_open_transaction(postgres_url: str, count: int, looks: int) -> Iterator[Line]:
     """The cost of a look when so many jobs have left, and nothing or a producer's transaction was open meanwhile."""
     with ExitStack() as open_ones:
@@ -129,14 +143,7 @@ def of_an_open_transaction(postgres_url: str, count: int, looks: int) -> Iterato
             url, engine = open_ones.enter_context(database(directory, postgres_url))
             table = Table(engine, THREADS)
             table.look()
-            producer, passing = (open_ones.enter_context(servers.connect(url)) for _ in range(2))
-            if is_open:
-                producer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-                producer.execute("SELECT count(*) FROM customer_jobs.workers")
-            for _ in range(count // PASSING_AT_ONCE):
-                passing.execute(PASSING)
-                passing.execute(PASSING_THE_LANES)
-            passing.execute("VACUUM ANALYZE")
+            open_ones.enter_context(left_behind(url, count, is_open=is_open))
             tables.append(table)
         for _ in range(WARM_UP_LOOKS + looks):
             for table in tables:

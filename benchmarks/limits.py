@@ -215,9 +215,19 @@ def backlog(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
 
 
 def open_transaction(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
-    """What a look costs when a transaction has been open for an hour; on SQLite nobody could write meanwhile."""
-    if postgres_url is not None:
-        yield from cost.of_an_open_transaction(postgres_url, sizes.left, sizes.looks)
+    """A worker, and the cost of a look, when a transaction has been open for an hour."""
+    if postgres_url is None:
+        return  # Nobody could write meanwhile.
+    with stage(postgres_url, latency_seconds=STRIPE_SECONDS, rate_limit=RATE, rate_bucket_seconds=BUCKET_SECONDS) as on:
+        on.start_workers()
+        enqueue(on.engine, 1)  # The limits of its lane are in the table from now on.
+        before = answered(on, 1)
+        with cost.left_behind(on.database_url, sizes.left, is_open=True):
+            enqueue(on.engine, sizes.creates)
+            log = answered(on, 1 + sizes.creates)[len(before) :]
+    what = f"creates at {RATE:.0f}/s, a transaction is open, {sizes.left:,} jobs have left"
+    yield Line.of_allowance(what, sizes.creates, used(log), turned_away(log), 0.97, 0.001)
+    yield from cost.of_an_open_transaction(postgres_url, sizes.left, sizes.looks)
 
 
 def idle(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:

@@ -120,7 +120,7 @@ def forget(transaction: Transaction, found: Found) -> None:
     for some in _parts(found.jobs):
         by_columns = defaultdict(list)
         for row in some:
-            values = _emptied(row)
+            values = _emptied_of(row)
             by_columns[tuple(values)].append({"of_id": row["id"], **values})
         for each in by_columns.values():
             # What they hold is given when it is executed, by the names of its columns.
@@ -136,15 +136,20 @@ def forget(transaction: Transaction, found: Found) -> None:
         transaction.change(update(customers).where(key).values(**values, data=stub))
 
 
-def _emptied(row: Row) -> dict[str, Any]:
+def emptied(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a final job's columns beside its payload hold once nothing personal is left in them."""
     error = row["error"] if isinstance(row["error"], dict) else None
-    values: dict[str, Any] = {
+    return {
         "params": None,
         "context": None,
         "result": None,
         # Messages and parameters may quote what was sent.
         "error": {**error, "message": None, "param": None} if error is not None else None,
     }
+
+
+def _emptied_of(row: Row) -> dict[str, Any]:
+    values = emptied(row)
     if row["kind"] != Kind.CUSTOMER_FETCH:  # That of a fetch is an id and names of fields.
         values["payload"] = {}
         if row["holds_external_id"] and row["body_digest"] is None:

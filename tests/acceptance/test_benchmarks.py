@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 #: Fewer would come out of the sandbox's full bucket, which turns nobody away.
 CREATES = 100
-SHORT = Sizes(waiting=200, urgent=3, unlimited=100, backlogs=(50, 500), looks=3, left=1000)
+SHORT = Sizes(creates=CREATES, waiting=200, urgent=3, unlimited=100, backlogs=(50, 500), looks=3, left=1000)
 
 
 def test_our_workers_use_more_of_the_allowance_than_one_by_hand(postgres_url: str) -> None:
@@ -35,7 +35,7 @@ def test_our_workers_use_more_of_the_allowance_than_one_by_hand(postgres_url: st
         ("urgent", ["ms", "ms"]),
         ("unlimited", ["/s", "/s", "x"]),
         ("backlog", ["ms", "ms", "x"] * 2),
-        ("open-transaction", ["ms", "ms", "x"]),
+        ("open-transaction", ["% used", "ms", "ms", "x"]),
     ],
 )
 def test_a_row_says_what_its_target_is_and_whether_it_was_reached(

@@ -125,10 +125,10 @@ class Dispatch:
         self, transaction: Transaction, token: str, waiting: Sequence[Lane], room: int, present: datetime
     ) -> tuple[list[dict[str, Any]], float | None, bool]:
         """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
-        for lane in waiting:
-            if not _is_known(lane):
-                _end_unknown(transaction, lane)
-        known = _in_turn([lane for lane in waiting if _is_known(lane)], self._looks)
+        unknown = [lane for lane in waiting if lane.kind not in set(Kind)]
+        for lane in unknown:
+            _end_unknown(transaction, lane)
+        known = _in_turn([lane for lane in waiting if lane not in unknown], self._looks)
         self._looks += 1
         allowance = Allowance(self._settings, present, self._slowed_at, self._places)
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.own, lane.account)])
@@ -232,11 +232,6 @@ def _survey_query() -> Select[Any]:
 def _in_turn(lanes: list[Lane], looks: int) -> list[Lane]:
     first = looks % len(lanes) if lanes else 0
     return lanes[first:] + lanes[:first]
-
-
-def _is_known(lane: Lane) -> bool:
-    """Whether there is a task for the lane's jobs."""
-    return lane.kind in set(Kind)
 
 
 def _end_unknown(transaction: Transaction, lane: Lane) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import redis
 import structlog
-from sqlalchemy import Engine, Tuple, and_, delete, literal_column, null, select, tuple_, update
+from sqlalchemy import Engine, Tuple, and_, delete, literal_column, select, tuple_, update
 
 from customer_jobs.database import Transaction, writing
+from customer_jobs.forget import emptied
 from customer_jobs.payload import payload_digest
 from customer_jobs.schema import HOLDS_EXTERNAL_ID, attempts, consumed_events, events, jobs, webhook_events
 from customer_jobs.sql import now
@@ -86,16 +87,7 @@ def _empty_jobs(transaction: Transaction, old: Any) -> int:
     )
     rows = transaction.rows(oldest)
     for row in rows:
-        error = row["error"] if isinstance(row["error"], dict) else None
-        values = {
-            "payload": {},
-            "params": null(),
-            "context": null(),
-            "result": null(),
-            # Messages and parameters may quote what was sent.
-            "error": {**error, "message": None, "param": None} if error is not None else null(),
-            "body_digest": payload_digest(row["payload"]),
-        }
+        values = {**emptied(row), "payload": {}, "body_digest": payload_digest(row["payload"])}
         transaction.change(update(jobs).where(jobs.c.id == row["id"]).values(**values))
         transaction.change(delete(attempts).where(attempts.c.job_id == row["id"]))
     return len(rows)
