@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -72,6 +73,19 @@ class PromptConsumer(Consumer):
 
     _flush_is_planned = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # To connect takes room in Redis. Celery would end the worker for want of it, and each that is started instead.
+        self.connection_errors = (*self.conninfo.connection_errors, OutOfMemoryError)
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        super().on_connection_error_before_connected(exc)
+        _let_room_be_made(exc)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        super().on_connection_error_after_connected(exc)
+        _let_room_be_made(exc)
+
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         connection = super().connection_for_read(heartbeat)
         connection.default_channel.QoS = Unacknowledged
@@ -93,3 +107,9 @@ class PromptConsumer(Consumer):
     def _flush_gathered(self) -> None:
         self._flush_is_planned = False
         self._flush_events()
+
+
+def _let_room_be_made(error: Exception) -> None:
+    """Celery tries again at once; a Redis that answers, and refuses, would be asked without a pause."""
+    if isinstance(error, OutOfMemoryError):
+        time.sleep(RECONNECT_SECONDS)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from customer_jobs import Job
 from customer_jobs.embedded import wait_until
@@ -92,6 +93,30 @@ def test_a_worker_waits_for_its_database_and_its_redis(
         to_redis.accept()
 
         assert stack.wait_for_end(job, READY_SECONDS).state == "succeeded"
+
+
+def test_a_worker_that_finds_no_room_in_redis_waits_for_it(
+    tmp_path: Path, postgres_database_url: str, redis: servers.Server
+) -> None:
+    with (
+        running(tmp_path, postgres_database_url, redis.url) as stack,
+        Redis.from_url(redis.url, protocol=2) as client,
+    ):
+        client.config_set("maxmemory", 1)
+        worker = stack.launch_worker()
+        wait_for_line(worker, "Cannot connect to redis")
+        client.config_set("maxmemory", 0)
+        at_first = stack.wait_for_end(stack.jobs.create_customer({"email": email()}), READY_SECONDS)
+
+        client.config_set("maxmemory", 1)
+        before = len(worker.log.read_text())
+        client.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: "Cannot connect" in worker.log.read_text()[before:], READY_SECONDS, "it cannot get back")
+        client.config_set("maxmemory", 0)
+        in_the_end = stack.wait_for_end(stack.jobs.create_customer({"email": email()}), READY_SECONDS)
+
+        assert (at_first.state, in_the_end.state) == ("succeeded", "succeeded")
+        assert worker.exit_code() is None
 
 
 @pytest.mark.parametrize("stack", ["sqlite"], indirect=True)

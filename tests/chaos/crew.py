@@ -38,7 +38,6 @@ class Crew:
         self._workers: dict[str, Program] = {}
         self._starts = 0
         self._causes: dict[int, str] = {}
-        self._excuse: str | None = None
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
@@ -106,18 +105,6 @@ class Crew:
             worker.send(signal.SIGCONT)
             wait_until(lambda: process_state(worker.pid) != "T", END_SECONDS, f"worker {name} goes on")
 
-    @contextlib.contextmanager
-    def excused(self, cause: str) -> Iterator[None]:
-        """Workers that end by themselves within this block, or soon after it, have a cause."""
-        before = {name: self.program(name) for name in self.names}
-        self._excuse = cause
-        try:
-            yield
-        finally:
-            for worker in (*before.values(), *map(self.program, self.names)):
-                self._causes.setdefault(worker.pid, cause)
-            self._excuse = None
-
     def wait_for_end(self, worker: Program) -> End:
         """How it ended, as the supervisor noticed."""
         wait_until(lambda: self._end_of(worker.pid), END_SECONDS, f"{worker.name} has ended")
@@ -154,9 +141,8 @@ class Crew:
             with self._lock:
                 ended = [(name, worker) for name, worker in self._workers.items() if not worker.running()]
                 for name, worker in ended:
-                    cause = self._causes.get(worker.pid, self._excuse)
                     self._workers[name] = self._launch(name)
-                    self.ends.append(End(name, worker.pid, worker.exit_code(), cause))
+                    self.ends.append(End(name, worker.pid, worker.exit_code(), self._causes.get(worker.pid)))
 
 
 def process_state(pid: int) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from customer_jobs.database import open_engine
 from customer_jobs.embedded import free_port, wait_until
-from customer_jobs.schema import leases
+from customer_jobs.schema import leases, workers
 from tests.builders import rows, settings_for
 from tests.proxy import Proxy
 from worker.app import app
@@ -78,6 +78,24 @@ def test_a_database_that_vanished_is_noticed_in_mid_statement_too(engine: Engine
 
     # Keepalives say nothing while something that was sent waits for its confirmation.
     assert (options["keepalives_idle"], options["tcp_user_timeout"]) == ("5", "15000")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_database_that_is_away_when_a_dispatcher_starts_ends_no_worker(engine: Engine, database_url: str) -> None:
+    with Proxy.before(database_url) as proxy:
+        through = open_engine(proxy.through(database_url))
+        dispatcher = Dispatcher(
+            through, settings_for(), lambda *_: None, worker="w1", slots=16, abandon=lambda _transaction, _held: None
+        )
+        proxy.refuse()
+        dispatcher.start()
+        try:
+            proxy.accept()
+            wait_until(lambda: rows(engine, leases) and rows(engine, workers), 20, "it leads and shows its threads")
+        finally:
+            dispatcher.stop()
+            dispatcher.close()
+            through.dispose()
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

@@ -83,7 +83,6 @@ class Dispatcher:
     def start(self) -> None:
         """Begin; returns at once."""
         if self._slots:
-            upkeep.show_life(self._engine, self._worker, self._slots)
             self._run_loop("life", self._life_once)
         if not self._dispatches:
             return
