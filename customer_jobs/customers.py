@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import FromClause, Insert, update
+from sqlalchemy import FromClause, Insert, case, update
 
 from customer_jobs.database import Transaction, inserting
 from customer_jobs.schema import customers
@@ -36,12 +36,13 @@ def keeping(dialect_name: str, *, is_stub: bool, links: bool, beside: FromClause
     new = inserting(dialect_name, customers, customers.c.keys(), beside=beside)
     # A deleted customer's object is a stub; what was known of it is worth keeping beside the flag.
     kept = {"deleted", "fetched_at"} if is_stub else {"email", "name", "metadata", "deleted", "data", "fetched_at"}
+    is_newer = customers.c.fetched_at <= new.excluded.fetched_at
+    values = {name: case((is_newer, new.excluded[name]), else_=customers.c[name]) for name in kept}
     if links:
-        kept.add("external_id")
+        # It is in no answer, and without it a create under the same external_id would make a second customer.
+        values["external_id"] = new.excluded.external_id
     changes: Insert = new.on_conflict_do_update(
-        index_elements=list(customers.primary_key.columns),
-        set_={name: new.excluded[name] for name in kept},
-        where=customers.c.fetched_at <= new.excluded.fetched_at,
+        index_elements=list(customers.primary_key.columns), set_=values, where=None if links else is_newer
     )
     return changes
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Self
 from urllib.parse import quote
 
-from customer_jobs.sql import Unreadable
+from customer_jobs.sql import Unreadable, is_too_deep
 from customer_jobs.vocabulary import EVENT_TYPE_PREFIX, State, event_type
 
 DEFAULT_STREAM = "customer-jobs:events"  #: The Redis Stream; EVENT_STREAM changes it.
@@ -105,7 +105,8 @@ def _document(id_: str, source: str, type_: str, subject: str, time: datetime, d
 
 def _within_limits(data: dict[str, Any]) -> dict[str, Any]:
     """The data, without what plain SQL wrote too much of: first the context, which stays in the job."""
-    if len(_json(data).encode()) <= MAX_DATA_BYTES:
+    text = _json(data)
+    if len(text.encode()) <= MAX_DATA_BYTES and not is_too_deep(data, text):
         return data
     shortened = {**data, "context": None, "context_omitted": True}
     if len(_json(shortened).encode()) <= MAX_DATA_BYTES:

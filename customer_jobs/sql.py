@@ -153,9 +153,14 @@ def _parse(text: str | None) -> Any:
         value = _decoder.decode(text)
     except (ValueError, RecursionError) as error:
         return Unreadable(f"not JSON: {error}")
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+    if is_too_deep(value, text):
         return Unreadable(f"nested deeper than {MAX_DEPTH} levels")
     return value
+
+
+def is_too_deep(value: Any, text: str) -> bool:
+    """Whether a value, written as this text, would read as `Unreadable`: its levels are too many."""
+    return text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value)
 
 
 def _finite(text: str) -> float:

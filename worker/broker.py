@@ -10,7 +10,7 @@ import structlog
 from celery.worker.consumer import Consumer
 from kombu.transport import virtual
 from kombu.transport.redis import QoS
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from customer_jobs.vocabulary import Kind
 
@@ -22,6 +22,9 @@ GATHER_EVENTS_SECONDS = 0.1
 
 #: In one message. At Celery's own limit of 24 the thread that has a job to do would publish, well before that.
 EVENTS_AT_ONCE = 1000
+
+NO_MESSAGE = "what was taken from the queue is no message"
+_NO_MESSAGE = (ValueError, TypeError)  #: What kombu raises for one.
 
 _KINDS = tuple(Kind)  #: The names of the tasks whose messages hold a job's id.
 
@@ -75,16 +78,19 @@ class PromptConsumer(Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # To connect takes room in Redis. Celery would end the worker for want of it, and each that is started instead.
-        self.connection_errors = (*self.conninfo.connection_errors, OutOfMemoryError)
+        # Celery would end the worker, and each that is started instead: for a Redis that refuses, as it is full or has
+        # become a replica, and for what anybody puts into the queue that is no message.
+        self.connection_errors = (*self.conninfo.connection_errors, ResponseError, *_NO_MESSAGE)
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         super().on_connection_error_before_connected(exc)
-        _let_room_be_made(exc)
+        _give_time(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
+        if isinstance(exc, _NO_MESSAGE):
+            exc = ValueError(f"{NO_MESSAGE}: {type(exc).__name__}")  # Its own words may show what was to be decoded.
         super().on_connection_error_after_connected(exc)
-        _let_room_be_made(exc)
+        _give_time(exc)
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         connection = super().connection_for_read(heartbeat)
@@ -109,7 +115,7 @@ class PromptConsumer(Consumer):
         self._flush_events()
 
 
-def _let_room_be_made(error: Exception) -> None:
+def _give_time(error: Exception) -> None:
     """Celery tries again at once; a Redis that answers, and refuses, would be asked without a pause."""
-    if isinstance(error, OutOfMemoryError):
+    if isinstance(error, ResponseError):
         time.sleep(RECONNECT_SECONDS)

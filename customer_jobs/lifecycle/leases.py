@@ -32,7 +32,9 @@ def _dispatching(lease_seconds: float) -> Executable:
 
 def take_back(transaction: Transaction, job_ids: Sequence[str], *, token: str) -> int:
     """Let jobs that could not be published wait again at once; how many were still unclaimed. No attempt is used."""
-    return transaction.change(_back_to_waiting().where(jobs.c.id.in_(job_ids), jobs.c.lease_token == token))
+    dispatched = jobs.c.state == State.DISPATCHED
+    theirs = _not_locked(dispatched, jobs.c.id.in_(job_ids), jobs.c.lease_token == token)
+    return transaction.change(_back_to_waiting().where(theirs))
 
 
 def postpone(transaction: Transaction, job: Mapping[str, Any], *, delay_seconds: float) -> int:
@@ -57,7 +59,8 @@ def rescue_unclaimed(transaction: Transaction) -> int:
 
 @cache
 def _rescuing() -> Executable:
-    return _back_to_waiting().where(jobs.c.lease_expires_at < now())
+    overdue = is_in_flight(), jobs.c.state == State.DISPATCHED, jobs.c.lease_expires_at < now()
+    return _back_to_waiting().where(_not_locked(*overdue))
 
 
 def expired(transaction: Transaction, limit: int) -> list[Claim]:
@@ -84,13 +87,18 @@ def _expired(limit: int) -> Executable:
 def extend(transaction: Transaction, held: Sequence[Claim], *, longest_seconds: float) -> int:
     """Push back the end of leases still held; how many. None is extended `longest_seconds` after its claim."""
     began = select(func.max(attempts.c.started_at)).where(attempts.c.job_id == jobs.c.id).correlate(jobs)
-    statement = update(jobs).where(
+    theirs = _not_locked(
         jobs.c.id.in_([claim.job["id"] for claim in held]),
         jobs.c.lease_token.in_([claim.lease_token for claim in held]),
         jobs.c.state == State.RUNNING,
         began.scalar_subquery() > now(-longest_seconds),
     )
-    return transaction.change(statement.values(lease_expires_at=now(LEASE_SECONDS)))
+    return transaction.change(update(jobs).where(theirs).values(lease_expires_at=now(LEASE_SECONDS)))
+
+
+def _not_locked(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Those of these jobs that no open transaction holds: one that an app cancels must not keep all others waiting."""
+    return jobs.c.id.in_(select(jobs.c.id).where(*conditions).with_for_update(skip_locked=True))
 
 
 def _back_to_waiting(delay_seconds: float = 0) -> Update:

@@ -16,9 +16,8 @@ from urllib.parse import urlsplit
 import redis
 
 from customer_jobs import Job
+from customer_jobs.broker import PREFIX, QUEUE
 from tests.acceptance.stack import STRIPE_API_KEY, Stack, email, send_message, unique
-
-QUEUE = "customer-jobs"
 
 
 def send(stack: Stack, kind: str, *arguments: object, task_id: str | None = None) -> None:
@@ -64,7 +63,7 @@ def test_a_message_for_a_job_that_is_not_due_yet_is_ignored(stack: Stack) -> Non
 
 
 def test_messages_that_make_no_sense_change_nothing_and_the_worker_goes_on(stack: Stack) -> None:
-    unknown = str(uuid.uuid4())
+    unknown, name = str(uuid.uuid4()), unique("Rosen")
 
     send(stack, "customer.create", unknown, task_id=unknown)
     send(stack, "customer.fetch", "no id at all")
@@ -72,7 +71,12 @@ def test_messages_that_make_no_sense_change_nothing_and_the_worker_goes_on(stack
     send(stack, "customer.create", {"email": "x@example.com"}, 2)
     send(stack, "customer.invent", unknown)
     work_through_messages(stack)
+    with redis.Redis.from_url(stack.redis_url, protocol=2) as client:
+        for item in (name, f'["{name}"]', f'"{name}"', f'{{"headers": "{name}"}}', b"\xff" + name.encode()):
+            client.lpush(PREFIX + QUEUE, item)
+    work_through_messages(stack)
 
+    assert not any(name in log.read_text() for log in stack.directory.glob("*.log"))
     assert all(unknown not in str(request) for request in stack.sandbox.requests)
     assert stack.jobs.get(unknown) is None
 

@@ -14,10 +14,11 @@ from celery import Celery
 from celery.events import EventReceiver
 
 from customer_jobs import CustomerJobs
+from customer_jobs.broker import QUEUE
 from customer_jobs.embedded import Program, wait_until
 from customer_jobs.events import DEFAULT_STREAM
 from tests.acceptance.stack import SOON_SECONDS, Stack, unique, wait_for_line
-from tests.acceptance.test_messages import QUEUE, everything_kept_by, everything_sent_to, readable
+from tests.acceptance.test_messages import everything_kept_by, everything_sent_to, readable
 
 KEYS = ("sk_test_sandbox_4f8b2c6d9e1a", "rk_test_eu_nowrite_77aa55cc33ee")
 WEBHOOK_SECRET = "whsec_1f3e5d7c9b"

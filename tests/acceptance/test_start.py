@@ -95,24 +95,29 @@ def test_a_worker_waits_for_its_database_and_its_redis(
         assert stack.wait_for_end(job, READY_SECONDS).state == "succeeded"
 
 
-def test_a_worker_that_finds_no_room_in_redis_waits_for_it(
-    tmp_path: Path, postgres_database_url: str, redis: servers.Server
+@pytest.mark.parametrize(
+    ("refuse", "accept"),
+    [("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"), ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE")],
+    ids=["full", "a replica"],
+)
+def test_a_worker_waits_for_a_redis_that_refuses_to_write(
+    tmp_path: Path, postgres_database_url: str, redis: servers.Server, refuse: str, accept: str
 ) -> None:
     with (
         running(tmp_path, postgres_database_url, redis.url) as stack,
         Redis.from_url(redis.url, protocol=2) as client,
     ):
-        client.config_set("maxmemory", 1)
+        client.execute_command(*refuse.split())
         worker = stack.launch_worker()
         wait_for_line(worker, "Cannot connect to redis")
-        client.config_set("maxmemory", 0)
+        client.execute_command(*accept.split())
         at_first = stack.wait_for_end(stack.jobs.create_customer({"email": email()}), READY_SECONDS)
 
-        client.config_set("maxmemory", 1)
+        client.execute_command(*refuse.split())
         before = len(worker.log.read_text())
         client.client_kill_filter(_type="normal", skipme=True)
         wait_until(lambda: "Cannot connect" in worker.log.read_text()[before:], READY_SECONDS, "it cannot get back")
-        client.config_set("maxmemory", 0)
+        client.execute_command(*accept.split())
         in_the_end = stack.wait_for_end(stack.jobs.create_customer({"email": email()}), READY_SECONDS)
 
         assert (at_first.state, in_the_end.state) == ("succeeded", "succeeded")

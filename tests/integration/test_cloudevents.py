@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from customer_jobs import Event, State, lifecycle
 from customer_jobs.database import writing
 from customer_jobs.events import MAX_EVENT_BYTES, stream_entry
+from customer_jobs.sql import MAX_DEPTH
 from customer_jobs.vocabulary import FINAL_STATES, Kind, Verdict, event_type
 from tests.builders import add_fetch, add_job, change, claimed, entry, events_of, success
 from tests.markdown import blocks
@@ -39,6 +40,14 @@ def end(engine: Engine, job_id: str, state: State) -> None:
             assert lifecycle.succeed(transaction, held, success(), entry())
         else:
             assert lifecycle.fail(transaction, held, entry(Verdict.FAILED), error=ERROR)
+
+
+def nested(levels: int) -> Any:
+    """A list in a list in a list …"""
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
 
 
 def published(engine: Engine, job_id: str) -> bytes:
@@ -88,8 +97,15 @@ def test_the_documentation_shows_each_type_whole() -> None:
 @pytest.mark.parametrize("state", FINAL_STATES)
 @pytest.mark.parametrize(
     "context",
-    [{"note": "x" * 100_000}, ["\ud800" * 11_000], {"note": "\x00" * 11_000}, ["🎉" * 16_000], {"k" * 70_000: None}],
-    ids=["long", "surrogates", "controls", "emoji", "key"],
+    [
+        {"note": "x" * 100_000},
+        ["\ud800" * 11_000],
+        {"note": "\x00" * 11_000},
+        ["🎉" * 16_000],
+        {"k" * 70_000: None},
+        nested(MAX_DEPTH),
+    ],
+    ids=["long", "surrogates", "controls", "emoji", "key", "deep"],
 )
 def test_an_event_is_small_whatever_the_context(engine: Engine, context: Any, state: State) -> None:
     job_id = add_job(engine, external_id="user-1")
@@ -101,6 +117,13 @@ def test_an_event_is_small_whatever_the_context(engine: Engine, context: Any, st
 
     assert (data["context"], data["context_omitted"]) == (None, True)
     assert (data["job_id"], data["external_id"]) == (job_id, "user-1")
+
+
+def test_a_context_is_kept_as_deep_as_it_can_be_read_back(engine: Engine) -> None:
+    job_id = add_job(engine, context=nested(MAX_DEPTH - 1))
+    end(engine, job_id, State.SUCCEEDED)
+
+    assert check(published(engine, job_id))["data"]["context"] == nested(MAX_DEPTH - 1)
 
 
 def test_as_much_context_as_a_producer_may_give_is_kept(engine: Engine) -> None:

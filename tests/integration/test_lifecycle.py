@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from customer_jobs import lifecycle
@@ -120,6 +120,29 @@ def test_a_job_is_claimed_by_one_of_many(engine: Engine) -> None:
 
     assert sum(held is not None for held in claims) == 1
     assert len(ledger(engine, job_id)) == 1
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # On SQLite one writes at a time.
+def test_a_job_that_an_app_holds_keeps_no_other_waiting(engine: Engine) -> None:
+    held, lost = [claimed(engine), claimed(engine)], [dispatched(engine), dispatched(engine)]
+    taken = [add_job(engine), add_job(engine)]
+    with writing(engine) as transaction:
+        lifecycle.mark_dispatched(transaction, taken, token=TOKEN, lease_seconds=60)
+    for job_id in lost:
+        later(engine, 61, job_id)
+
+    with writing(engine) as app:
+        # As `cancel` does within a transaction of the app's own.
+        for job_id in (held[0].job["id"], lost[0], taken[0]):
+            app.rows(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
+        with writing(engine) as transaction:
+            counts = [
+                lifecycle.extend(transaction, held, longest_seconds=120),
+                lifecycle.rescue_unclaimed(transaction),
+                lifecycle.take_back(transaction, taken, token=TOKEN),
+            ]
+
+    assert counts == [1, 1, 1]
 
 
 @pytest.mark.parametrize("state", State)
@@ -336,6 +359,19 @@ def test_the_newest_answer_is_the_local_copy_whatever_the_order(engine: Engine) 
     succeed(engine, older, outcome=Outcome.FOUND, name="old")
 
     assert [copy["name"] for copy in rows(engine, customers)] == ["new"]
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_link_is_kept_though_a_newer_answer_came_first(engine: Engine, *, deleted: bool) -> None:
+    linking = claimed(engine, add_fetch(engine, external_id="user-1"), may_create=False)
+    newer = claimed(engine, add_fetch(engine), may_create=False)
+    later(engine, 5, linking.job["id"])
+
+    succeed(engine, newer, outcome=Outcome.FOUND, name="new")
+    (known,) = rows(engine, customers)
+    succeed(engine, linking, outcome=Outcome.FOUND, name="old", deleted=deleted)
+
+    assert rows(engine, customers) == [{**known, "external_id": "user-1"}]
 
 
 def test_what_was_known_of_a_deleted_customer_stays(engine: Engine) -> None:

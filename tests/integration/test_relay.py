@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy import Engine, insert, update
 from customer_jobs.database import writing
 from customer_jobs.embedded import free_port
 from customer_jobs.schema import events
+from tests import servers
 from tests.builders import age, lead, rows
 from tests.proxy import Proxy
 from worker.dispatcher.relay import BATCH_SIZE, LATE_EVENTS, Relay, connect
@@ -193,6 +195,27 @@ def test_a_redis_that_refuses_a_write_gets_the_events_later(
     relay.run_once()
 
     assert ids(client, stream) == added
+
+
+def test_what_a_redis_took_before_it_was_full_is_not_given_to_it_again(
+    engine: Engine, tmp_path: Path, stream: str
+) -> None:
+    added = add_events(engine, 40, context="x" * 100_000)
+    with servers.start_redis(tmp_path) as server:
+        client = connect(server.url)
+        relay = Relay(engine, client, stream, holder=lead(engine))
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + 2_000_000)
+        for _ in range(3):
+            with pytest.raises(redis.ResponseError):
+                relay.run_once()
+        taken = ids(client, stream)
+        client.config_set("maxmemory", 0)
+        relay.run_once()
+        in_the_end = ids(client, stream)
+        client.close()
+
+    assert 0 < len(taken) < len(added)
+    assert in_the_end == added
 
 
 def test_nobody_there_is_an_error_soon(engine: Engine, stream: str) -> None:

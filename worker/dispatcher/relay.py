@@ -64,11 +64,19 @@ class Relay:
         pipeline = self._client.pipeline(transaction=False)
         for row in rows:
             pipeline.xadd(self._stream, stream_entry(row))  # type: ignore[arg-type]
-        pipeline.execute()
+        answers = pipeline.execute(raise_on_error=False)
+        refusals = [answer for answer in answers if isinstance(answer, redis.RedisError)]
+        # What was taken by a Redis that became full meanwhile would fill it once more.
+        taken = [row["seq"] for row, answer in zip(rows, answers, strict=True) if isinstance(answer, bytes | str)]
+        count = self._mark(taken) if taken else 0
+        if refusals:
+            raise refusals[0]
+        return count
+
+    def _mark(self, published: list[int]) -> int:
         with alone(self._engine) as transaction:
             # One that was stopped since leaves them to whoever leads now: twice on the stream is better than never.
-            published = {"of_holder": self._holder, "published": [row["seq"] for row in rows]}
-            return transaction.change(_publishing(), published)
+            return transaction.change(_publishing(), {"of_holder": self._holder, "published": published})
 
 
 # Built once: every job passes here.
