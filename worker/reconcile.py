@@ -12,14 +12,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import select, tuple_, update
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction
+from customer_jobs.lanes import Endpoint
 from customer_jobs.lifecycle import Claim, Entry, Success
 from customer_jobs.payload import METADATA_JOB_ID
 from customer_jobs.problems import OUTCOME_UNKNOWN, Problem
-from customer_jobs.schema import attempts, jobs
+from customer_jobs.schema import attempts, jobs, lanes
 from customer_jobs.vocabulary import Outcome, State, Verdict
 from worker.answers import Answered, KeyRefused, NotAnswered, RateLimited, Rejected
 from worker.credentials import pause
@@ -79,28 +80,41 @@ def search_for(transaction: Transaction, held: Claim, params: Mapping[str, Any])
     )
 
 
-def look(gateway: Gateway, search: Search) -> Looked | NotAnswered:
-    """Look for the customer, at the likeliest place first; what Stripe did not answer ends the look.
+def look(gateway: Gateway, search: Search) -> tuple[Looked | NotAnswered, int]:
+    """Look for the customer, at the likeliest place first; and how many calls it took.
 
-    A place that Stripe refuses to show, such as a list by an e-mail it does not like, leaves the others.
+    What Stripe did not answer ends the look. A place that it refuses to show, such as a list by an e-mail it does not
+    like, leaves the others.
     """
     refused: Rejected | None = None
     last: Answered | None = None
+    calls = 0
     for pages in _places(gateway, search):
         found: dict[str, Mapping[str, Any]] = {}
         refused = None
         for answer in pages:
+            calls += 1
             if isinstance(answer, Rejected):
                 refused = answer
                 break
             if not isinstance(answer, Answered):
-                return answer
+                return answer, calls
             last = answer
             found |= {each["id"]: each for each in answer.body["data"] if _job_id_of(each) in search.job_ids}
         if found:
             oldest_first = sorted(found.values(), key=lambda each: (each.get("created") or 0, each["id"]))
-            return Looked(tuple(oldest_first), last)
-    return refused or Looked((), last)
+            return Looked(tuple(oldest_first), last), calls
+    return refused or Looked((), last), calls
+
+
+def charge(transaction: Transaction, limit: Endpoint, calls: int) -> None:
+    """Take calls that were made without having been handed out from what a limit allows from now on.
+
+    A look leaves with one call and asks for as many pages as there are. One limit in each transaction: the dispatcher
+    locks several, in an order of its own.
+    """
+    is_it = tuple_(lanes.c.credential, lanes.c.stripe_account, lanes.c.kind) == tuple_(*limit)
+    transaction.change(update(lanes).where(is_it).values(tokens=lanes.c.tokens - calls))
 
 
 def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswered, *, duration_ms: float) -> Recorded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import Engine
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, alone, reading, writing
 from customer_jobs.errors import InvalidJob, Unavailable
+from customer_jobs.lanes import Lane
 from customer_jobs.lifecycle import Claim, Entry, Sending, Success, entry_of
 from customer_jobs.problems import INVALID_PAYLOAD, OUTCOME_UNKNOWN, UNKNOWN_CREDENTIAL, Problem
 from customer_jobs.request import Request, request_of
@@ -23,7 +25,7 @@ from worker.credentials import has_to_wait
 from worker.gateway import Gateway
 from worker.leases import CLOCKS, LONGEST_SECONDS, Clock, LeaseKeeper, too_late_after
 from worker.local_copy import LINK_PAUSE_SECONDS, NotYet, answer_from_copy, may_be_known
-from worker.reconcile import Looked, look, record_look, search_for
+from worker.reconcile import Looked, charge, look, record_look, search_for
 from worker.record import LATE, Recorded, Recorder, adopt_late, fail, succeed
 from worker.retry import RetryPolicy
 
@@ -146,8 +148,9 @@ class Runner:
         if search is not None:
 
             def look_for_it(stripe: Gateway) -> Recording:
-                looked = look(stripe, search)
+                looked, calls = look(stripe, search)
                 self._notice(held, looked)
+                self._charge(held, calls - 1)
                 return lambda duration_ms: self._record_look(held, looked, duration_ms)
 
             return held, look_for_it
@@ -182,6 +185,14 @@ class Runner:
     def _record_look(self, held: Claim, looked: Looked | NotAnswered, duration_ms: float) -> Recorded:
         with writing(self._engine) as transaction:
             return record_look(transaction, held, looked, duration_ms=duration_ms)
+
+    def _charge(self, held: Claim, calls: int) -> None:
+        job = held.job
+        lane = Lane(job["credential"], job["stripe_account"] or "", reconciling=True, kind=job["kind"])
+        for limit in (lane.endpoint, lane.account) if calls > 0 else ():
+            # What is not charged, as the database is away, is only felt by Stripe.
+            with suppress(Unavailable), alone(self._engine) as transaction:
+                charge(transaction, limit, calls)
 
     def _postpone(self, job: Mapping[str, Any], delay_seconds: float) -> None:
         with alone(self._engine) as transaction:

@@ -17,10 +17,12 @@ from customer_jobs.problems import OUTCOME_UNKNOWN
 from customer_jobs.producer import CustomerJobs
 from customer_jobs.request import Request
 from customer_jobs.sandbox import Sandbox
-from customer_jobs.schema import credentials, customers, jobs
+from customer_jobs.schema import credentials, customers, jobs, lanes
+from customer_jobs.sql import now
 from tests.builders import EMAIL, Worker, add_job, change, create, dispatched, events_of, job_row, later, ledger, rows
 from worker.answers import Answer
 from worker.dispatcher import upkeep
+from worker.dispatcher.limits import Bucket
 from worker.gateway import Gateway
 from worker.retry import CREATE_WINDOW, RetryPolicy
 
@@ -281,6 +283,24 @@ def test_thousands_of_other_customers_hide_nobody(engine: Engine, worker: Worker
     assert (job["outcome"], job["customer_id"]) == ("adopted", mine["id"])
     assert len(looks(sandbox)) == 41
     assert len(sends(sandbox)) == 1
+
+
+def test_every_page_of_a_look_counts_against_the_limits(engine: Engine, sandbox: Sandbox) -> None:
+    worker = Worker(engine, sandbox, rate_limit_fetch=100, rate_limit_account=100)
+    job_id = add_create(engine, "cut", body={"name": "Jenny Rosen"}, max_attempts=1)
+    worker.dispatch_and_attempt(job_id)
+    others(sandbox, 1_000, {"name": "Jenny Rosen"})
+    change(engine, job_id, due_at=now())
+
+    worker.work()
+
+    assert job_row(engine, job_id)["outcome"] == "adopted"
+    pages = len(looks(sandbox))
+    assert pages == 11
+    most = Bucket.new(100).capacity
+    tokens = {row["kind"]: row["tokens"] for row in rows(engine, lanes)}
+    assert set(tokens) == {"customer.list", "*"}
+    assert all(each <= most - pages for each in tokens.values())
 
 
 def others(sandbox: Sandbox, count: int, params: Json) -> None:
