@@ -17,6 +17,10 @@ from customer_jobs.schema import credentials
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import KEY_REFUSED
 
+#: Behind the account of a credential while the key seen last is another than the one it was told for: it is still the
+#: only account that the name may stand for, but nobody knows that it is this key's.
+OF_ANOTHER_KEY = "?"
+
 log = structlog.get_logger(__name__)
 
 
@@ -52,18 +56,21 @@ def bind(transaction: Transaction, keys: Iterable[Key]) -> dict[str, str]:
                 f"{variable} is a {now_is} key, but in this database credential {key.credential!r} stands for a {was} "
                 f"key; use a {was} key, or give the {now_is} key a name of its own: STRIPE_API_KEY_<NAME>"
             )
-        if None not in (known["account_id"], key.account_id) and known["account_id"] != key.account_id:
+        stands_for = known["account_id"] and known["account_id"].removesuffix(OF_ANOTHER_KEY)
+        if None not in (stands_for, key.account_id) and stands_for != key.account_id:
             raise InvalidSetting(
                 f"{variable} belongs to {key.account_id}, but in this database credential {key.credential!r} stands "
-                f"for {known['account_id']}; use a key of that account, or give this one a name of its own: "
+                f"for {stands_for}; use a key of that account, or give this one a name of its own: "
                 "STRIPE_API_KEY_<NAME>"
             )
         account_id = key.account_id
         if account_id is None and known["key_fingerprint"] == key.fingerprint:
             account_id = known["account_id"]  # Stripe did not say this time; the same key speaks for the same account.
-        if account_id is not None:
+        elif account_id is None and stands_for is not None:
+            account_id = stands_for + OF_ANOTHER_KEY
+        if account_id is not None and not account_id.endswith(OF_ANOTHER_KEY):
             accounts[key.credential] = account_id
-        changes = {"account_id": known["account_id"] or key.account_id, "key_fingerprint": key.fingerprint}
+        changes: dict[str, Any] = {"account_id": account_id, "key_fingerprint": key.fingerprint}
         # A pause by hand has other reasons than the key.
         if known["key_fingerprint"] != key.fingerprint and (known["reason"] or "").startswith(KEY_REFUSED):
             changes |= {"paused_at": null(), "reason": null()}

@@ -125,6 +125,38 @@ def test_a_key_whose_account_stripe_does_not_tell_is_taken_at_its_fingerprint(en
     assert (same, other) == ({"default": "acct_1"}, {})
 
 
+def test_an_account_counts_only_for_the_key_that_it_was_told_for(engine: Engine) -> None:
+    bound(engine, TEST_KEY)
+    silent = Key("default", "key_2", livemode=False, account_id=None)
+
+    starts = [bound(engine, silent) for _ in range(3)]
+
+    assert starts == [{}] * 3
+    with pytest.raises(InvalidSetting, match=r"belongs to acct_2, but .* stands for acct_1;"):
+        bound(engine, Key("default", "key_3", livemode=False, account_id="acct_2"))
+    assert bound(engine, silent) == {}
+    told = bound(engine, Key("default", "key_2", livemode=False, account_id="acct_1"))
+    assert [told, bound(engine, silent)] == [{"default": "acct_1"}] * 2
+
+
+def test_a_key_that_tells_no_account_sends_nothing_again_however_often_a_worker_starts(
+    engine: Engine, sandbox: Sandbox
+) -> None:
+    def started(key: str) -> Worker:
+        worker = worker_with(engine, sandbox, key)
+        worker.gateway.trust(bound(engine, *worker.gateway.keys()))
+        return worker
+
+    job_id = add_job(engine, payload={"body": {"email": EMAIL, "metadata": {"sandbox": "reset_after"}}})
+    started(KEY).dispatch_and_attempt(job_id)
+    by_mistake = [started("rk_test_elsewhere_noaccount") for _ in range(2)][-1]
+
+    by_mistake.dispatch_and_attempt(job_id)
+
+    assert job_row(engine, job_id)["error"]["code"] == "outcome_unknown"
+    assert sandbox.customers("acct_elsewhere") == []
+
+
 def test_a_worker_asks_stripe_whose_its_keys_are(sandbox: Sandbox) -> None:
     keys = {"default": "sk_test_shop_1", "eu": "sk_live_eu_1", "shy": "rk_test_shop_noaccount", "old": EXPIRED}
     gateway = Gateway(settings_for(stripe_api_base=sandbox.url, stripe_api_keys=keys, allow_live_mode=True))
