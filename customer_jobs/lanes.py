@@ -13,6 +13,9 @@ from customer_jobs.sql import now
 
 RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
 LEASE_COUNTS_SECONDS = 3  #: A lease that ran out longer ago should have been rescued; nobody is at work on its job.
+#: Ours run out within 15 s. One that is to last longer than this was written by plain SQL, or before the database's
+#: clock was set back, and would hold a place, and its job, until then.
+LONGEST_LEASE_SECONDS = 60
 WHOLE_ACCOUNT = "*"  #: The `kind` of the row that stands for everything a credential does.
 
 
@@ -112,4 +115,9 @@ def is_leased() -> ColumnElement[bool]:
     With a bound: while a transaction stays open, even one that only reads, PostgreSQL keeps an entry in the index
     `jobs_in_flight` for each lease there was since, and a count without one walks over all of them.
     """
-    return and_(is_in_flight(), jobs.c.lease_expires_at > now(-LEASE_COUNTS_SECONDS))
+    return and_(is_in_flight(), jobs.c.lease_expires_at.between(now(-LEASE_COUNTS_SECONDS), now(LONGEST_LEASE_SECONDS)))
+
+
+def is_leased_for_too_long() -> ColumnElement[bool]:
+    """Jobs in flight whose lease ends later than any of ours."""
+    return and_(is_in_flight(), jobs.c.lease_expires_at > now(LONGEST_LEASE_SECONDS))

@@ -12,6 +12,7 @@ from customer_jobs.lifecycle.by_hand import cancel, latest_retry, retry_by_hand,
 from customer_jobs.lifecycle.claims import LEASE_SECONDS, claim, read
 from customer_jobs.lifecycle.ends import fail, fail_unclaimed, retry_later, succeed
 from customer_jobs.lifecycle.leases import (
+    cut_short,
     expired,
     extend,
     mark_dispatched,
@@ -33,6 +34,7 @@ __all__ = [
     "cancel",
     "claim",
     "complete_attempt",
+    "cut_short",
     "entry_of",
     "expired",
     "extend",

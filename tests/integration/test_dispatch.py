@@ -12,6 +12,7 @@ from sqlalchemy import Engine, delete, insert, select, update
 
 from customer_jobs import CustomerJobs, lifecycle
 from customer_jobs.database import reading, writing
+from customer_jobs.lanes import LONGEST_LEASE_SECONDS
 from customer_jobs.limits import pause, resume
 from customer_jobs.schema import credentials, jobs, lanes, leases, workers
 from customer_jobs.sql import now
@@ -305,6 +306,15 @@ def test_a_lease_that_ran_out_long_ago_holds_no_place(engine: Engine) -> None:
     table.look()
 
     assert len(waiting & set(table.published)) == 1
+
+
+@pytest.mark.parametrize("state", [State.DISPATCHED, State.RUNNING])
+def test_a_lease_beyond_any_of_ours_holds_no_place(engine: Engine, state: State) -> None:
+    for _ in range(6):
+        add_job(engine, state=state, lease_expires_at=now(LONGEST_LEASE_SECONDS + 10))
+    waiting = add_job(engine)
+
+    assert Table(engine, slots=1).look() == [waiting]
 
 
 @pytest.mark.parametrize("database", ["postgresql"])

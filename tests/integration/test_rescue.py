@@ -10,6 +10,7 @@ from sqlalchemy import Engine, delete
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
+from customer_jobs.lanes import LONGEST_LEASE_SECONDS
 from customer_jobs.lifecycle import Claim
 from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import events
@@ -179,6 +180,17 @@ def test_one_attempt_that_cannot_be_ended_keeps_no_other_from_it(engine: Engine,
 
     assert job_row(engine, sound)["state"] == State.RETRYING
     assert job_row(engine, broken)["state"] == State.RUNNING
+
+
+@pytest.mark.parametrize("state", [State.DISPATCHED, State.RUNNING])
+def test_a_lease_that_is_none_of_ours_is_not_waited_for(engine: Engine, worker: Worker, state: State) -> None:
+    job_id = add_fetch(engine, state=state, lease_expires_at=now(LONGEST_LEASE_SECONDS + 10))
+    seen = overdue(engine, lately=True)
+
+    count = rescued(worker)
+
+    assert (seen.leases, count) == (True, 1)
+    assert job_row(engine, job_id)["state"] == State.RETRYING
 
 
 def test_a_create_whose_worker_was_killed_makes_one_customer(engine: Engine, worker: Worker, sandbox: Sandbox) -> None:

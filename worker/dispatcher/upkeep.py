@@ -11,6 +11,7 @@ from sqlalchemy import Engine, Executable, Select, delete, exists, false, or_, s
 
 from customer_jobs import __version__, lifecycle
 from customer_jobs.database import Transaction, insert_of, reading, writing
+from customer_jobs.lanes import is_leased_for_too_long
 from customer_jobs.lifecycle import Claim
 from customer_jobs.schema import events, is_in_flight, jobs, workers
 from customer_jobs.sql import now
@@ -50,7 +51,7 @@ def say_goodbye(engine: Engine, worker: str) -> None:
 class Overdue:
     """What should have happened by now, in one statement: nearly always nothing."""
 
-    leases: bool  #: Of jobs whose message was lost or whose worker fell silent.
+    leases: bool  #: Of jobs whose message was lost or whose worker fell silent, or that nobody of ours has taken.
     events: bool  #: That are not published.
 
 
@@ -65,8 +66,10 @@ def _overdue_query(*, lately: bool) -> Select[bool, bool]:
     # While a transaction is open, an index keeps the entries of all leases there were, and of all published events.
     since = [jobs.c.lease_expires_at > now(-LATELY_SECONDS)] if lately else []
     unpublished = exists().where(events.c.published_at.is_(None))
+    ran_out = exists().where(is_in_flight(), jobs.c.lease_expires_at < now(), *since)
     return select(
-        exists().where(is_in_flight(), jobs.c.lease_expires_at < now(), *since).label("leases"),
+        # Two looks into the index; one for either would walk over all of it.
+        or_(ran_out, exists().where(is_leased_for_too_long())).label("leases"),
         (false() if lately else unpublished).label("events"),
     )
 
@@ -76,6 +79,7 @@ def rescue(engine: Engine, holder: str, abandon: Callable[[Transaction, Claim], 
     with writing(engine) as transaction:
         if not still_leads(transaction, holder):
             return 0
+        lifecycle.cut_short(transaction)
         unclaimed = lifecycle.rescue_unclaimed(transaction)
         silent = [
             held
