@@ -70,9 +70,12 @@ def cut_short(transaction: Transaction) -> int:
     return transaction.change(update(jobs).where(is_leased_for_too_long()).values(lease_expires_at=now(-1)))
 
 
-def expired(transaction: Transaction, limit: int) -> list[Claim]:
-    """The attempts whose worker fell silent, as claims: whoever ends one must be faster than the worker's return."""
-    rows = transaction.rows(_expired(limit))
+def expired(transaction: Transaction, limit: int, *, besides: Sequence[str] = ()) -> list[Claim]:
+    """The attempts whose worker fell silent, as claims: whoever ends one must be faster than the worker's return.
+
+    Without those at the jobs `besides`.
+    """
+    rows = transaction.rows(_expired(limit), {"besides": list(besides)})
     # Plain SQL may write a running job that never had an attempt.
     return [Claim(row, row["lease_token"], row["number"] or 0, row["began_at"]) for row in rows]
 
@@ -86,6 +89,7 @@ def _expired(limit: int) -> Executable:
     return (
         select(*jobs.c, *last)
         .where(is_in_flight(), jobs.c.state == State.RUNNING, jobs.c.lease_expires_at < now())
+        .where(jobs.c.id.not_in(bindparam("besides", expanding=True, type_=jobs.c.id.type)))
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)
     )

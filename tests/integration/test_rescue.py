@@ -6,18 +6,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete
+from sqlalchemy import Engine, delete, insert
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
 from customer_jobs.lanes import LONGEST_LEASE_SECONDS
 from customer_jobs.lifecycle import Claim
 from customer_jobs.sandbox import Sandbox
-from customer_jobs.schema import events
+from customer_jobs.schema import events, jobs
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import State
 from tests.builders import (
     CUSTOMER_ID,
+    FETCH,
     Worker,
     add_fetch,
     add_job,
@@ -28,8 +29,9 @@ from tests.builders import (
     job_row,
     later,
     ledger,
+    rows,
 )
-from worker.dispatcher.upkeep import Overdue, overdue, rescue
+from worker.dispatcher.upkeep import RESCUE_AT_ONCE, Overdue, overdue, rescue
 from worker.retry import CREATE_WINDOW, RetryPolicy
 
 TOKEN = "0b1c9f1e-5b0c-4b55-9d2f-0c8b1b0f6a1d"
@@ -180,6 +182,41 @@ def test_one_attempt_that_cannot_be_ended_keeps_no_other_from_it(engine: Engine,
 
     assert job_row(engine, sound)["state"] == State.RETRYING
     assert job_row(engine, broken)["state"] == State.RUNNING
+
+
+def add_silent(engine: Engine, count: int, **columns: Any) -> None:
+    """So many running jobs whose worker fell silent."""
+    values = {**FETCH, "state": State.RUNNING, "lease_expires_at": now(-1), **columns}
+    with writing(engine) as transaction:
+        for _ in range(count):
+            transaction.change(insert(jobs).values(values))
+
+
+def test_one_pass_rescues_more_than_it_takes_at_once(engine: Engine, worker: Worker) -> None:
+    add_silent(engine, 2 * RESCUE_AT_ONCE + 1)
+
+    count = rescued(worker)
+
+    assert count == 2 * RESCUE_AT_ONCE + 1
+    assert {row["state"] for row in rows(engine, jobs)} == {State.RETRYING}
+
+
+@pytest.mark.parametrize("broken", [RESCUE_AT_ONCE, 2 * RESCUE_AT_ONCE])
+def test_attempts_that_cannot_be_ended_keep_no_other_from_it_however_many(
+    engine: Engine, worker: Worker, broken: int
+) -> None:
+    add_silent(engine, broken, attempt=7)
+    sound = abandoned_fetch(engine)
+
+    def abandon(transaction: Transaction, held: Claim) -> Any:
+        if held.job["attempt"] == 7:
+            raise RuntimeError("a bug of ours")
+        return worker.runner.abandon(transaction, held, RetryPolicy())
+
+    count = rescue(engine, worker.holder, abandon)
+
+    assert count == 1
+    assert job_row(engine, sound)["state"] == State.RETRYING
 
 
 @pytest.mark.parametrize("state", [State.DISPATCHED, State.RUNNING])

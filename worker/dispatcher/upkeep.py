@@ -17,6 +17,7 @@ from customer_jobs.schema import events, is_in_flight, jobs, workers
 from customer_jobs.sql import now
 from worker.dispatcher.leader import still_leads
 from worker.logs import frames
+from worker.record import LATE
 
 RESCUE_AT_ONCE = 100  #: Attempts ended in one transaction; the next follows at once.
 LATELY_SECONDS = 30  #: A lease that ran out is seen to within seconds; longer ago, it was seen before.
@@ -76,29 +77,33 @@ def _overdue_query(*, lately: bool) -> Select[bool, bool]:
 
 def rescue(engine: Engine, holder: str, abandon: Callable[[Transaction, Claim], object]) -> int:
     """Let the jobs go on whose message was lost or whose worker fell silent; how many."""
-    with writing(engine) as transaction:
-        if not still_leads(transaction, holder):
-            return 0
-        lifecycle.cut_short(transaction)
-        unclaimed = lifecycle.rescue_unclaimed(transaction)
-        silent = [
-            held
-            for held in lifecycle.expired(transaction, RESCUE_AT_ONCE)
-            if _end_abandoned(transaction, held, abandon)
-        ]
-    for held in silent:
-        log.warning("attempt abandoned", job_id=held.job["id"], attempt=held.number)
-    if unclaimed:
-        log.info("rescued unclaimed jobs", jobs=unclaimed)
-    return unclaimed + len(silent)
+    rescued = 0
+    not_ended: list[str] = []  # Passed by from now on, or as many as are taken at once would keep all others from it.
+    while True:
+        with writing(engine) as transaction:
+            if not still_leads(transaction, holder):
+                return rescued
+            lifecycle.cut_short(transaction)
+            unclaimed = lifecycle.rescue_unclaimed(transaction)
+            silent = lifecycle.expired(transaction, RESCUE_AT_ONCE, besides=not_ended)
+            ended = [_end_abandoned(transaction, held, abandon) for held in silent]
+        for held, is_ended in zip(silent, ended, strict=True):
+            if is_ended:
+                log.warning("attempt abandoned", job_id=held.job["id"], attempt=held.number)
+            else:
+                not_ended.append(held.job["id"])
+        if unclaimed:
+            log.info("rescued unclaimed jobs", jobs=unclaimed)
+        rescued += unclaimed + sum(ended)
+        if len(silent) < RESCUE_AT_ONCE:
+            return rescued
 
 
 def _end_abandoned(transaction: Transaction, held: Claim, abandon: Callable[[Transaction, Claim], object]) -> bool:
     try:
         with transaction.savepoint():
-            abandon(transaction, held)
+            return abandon(transaction, held) is not LATE
     except Exception as error:  # noqa: BLE001 - one job that cannot be ended must not keep all the others from it
         seen = {"error": type(error).__name__, "frames": frames(error)}
         log.error("attempt not ended", job_id=held.job["id"], attempt=held.number, **seen)  # noqa: TRY400 - its message may quote a row
         return False
-    return True
