@@ -142,6 +142,11 @@ def task(kind: Kind, *, retry: RetryPolicy) -> Callable[[Call], Task]:
     return register
 
 
+def retry_of(kind: str) -> RetryPolicy:
+    """How jobs of a kind are tried again; one that plain SQL made up waits like any, and ends when it is due."""
+    return _retries.get(kind, RetryPolicy())
+
+
 def publish(jobs: Sequence[tuple[str, str]]) -> None:
     """Hand jobs to Celery, each by its kind and id, and nothing else; raises what the broker raises.
 
@@ -188,7 +193,7 @@ def dispatcher(name: str, *, slots: int, dispatches: bool) -> Dispatcher:
         worker=name,
         slots=slots,
         dispatches=dispatches,
-        abandon=lambda tx, held: process.runner().abandon(tx, held, _retries[held.job["kind"]]),
+        abandon=lambda tx, held: process.runner().abandon(tx, held, retry_of(held.job["kind"])),
     )
 
 

@@ -31,6 +31,7 @@ from tests.builders import (
     ledger,
     rows,
 )
+from worker.app import retry_of
 from worker.dispatcher.upkeep import RESCUE_AT_ONCE, Overdue, overdue, rescue
 from worker.retry import CREATE_WINDOW, RetryPolicy
 
@@ -217,6 +218,19 @@ def test_attempts_that_cannot_be_ended_keep_no_other_from_it_however_many(
 
     assert count == 1
     assert job_row(engine, sound)["state"] == State.RETRYING
+
+
+def test_running_jobs_of_an_unknown_kind_end_and_keep_no_other_from_it(engine: Engine, worker: Worker) -> None:
+    add_silent(engine, RESCUE_AT_ONCE, kind="nope")
+    sound = abandoned_fetch(engine)
+
+    rescue(engine, worker.holder, lambda tx, held: worker.runner.abandon(tx, held, retry_of(held.job["kind"])))
+    later(engine, 60)
+    worker.dispatch.run_once()
+
+    assert job_row(engine, sound)["state"] == State.DISPATCHED
+    unknown = rows(engine, jobs, kind="nope")
+    assert {(row["state"], row["error"]["code"]) for row in unknown} == {(State.FAILED, "invalid_payload")}
 
 
 @pytest.mark.parametrize("state", [State.DISPATCHED, State.RUNNING])
