@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Self
 from urllib.parse import quote
 
+from customer_jobs.payload import names_of
 from customer_jobs.sql import Unreadable, is_too_deep
 from customer_jobs.vocabulary import EVENT_TYPE_PREFIX, State, event_type
 
@@ -65,6 +66,7 @@ def completion_event(job: Mapping[str, Any], state: State) -> dict[str, Any]:
     error = job["error"] if state is State.FAILED and isinstance(job["error"], Mapping) else None
     data = {"job_id": job["id"], "state": state.value}
     data |= {name: None if isinstance(job[name], Unreadable) else job[name] for name in _JOB_FIELDS}
+    data |= names_of(job)
     data["error"] = {name: error.get(name) for name in _ERROR_FIELDS} if error is not None else None
     return {"type": event_type(_cut(job["kind"]), state), "subject": job["id"], "data": _within_limits(data)}
 
@@ -74,7 +76,7 @@ def cloud_event(row: Mapping[str, Any]) -> dict[str, Any]:
 
     Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
     """
-    # Plain SQL may make up any name for a credential; a source is a URI reference.
+    # A source is a URI reference.
     source = f"/customer-jobs/{quote(str(row['data']['credential']), safe='')}"
     return _document(row["id"], source, row["type"], row["subject"], row["created_at"], row["data"])
 

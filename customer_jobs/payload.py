@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -137,7 +137,7 @@ def check_external_id(external_id: Any) -> str | None:
 
 
 def check_credential(credential: Any) -> str:
-    if not isinstance(credential, str) or not _CREDENTIAL.fullmatch(credential):
+    if not isinstance(credential, str) or not _CREDENTIAL.fullmatch(credential) or _SECRET.match(credential):
         # A key pasted by mistake must not come back in a message.
         raise InvalidJob("credential", "must be the name of a credential such as 'default' or 'eu' (a-z, 0-9, _)")
     return credential
@@ -149,6 +149,22 @@ def check_stripe_account(stripe_account: Any) -> str | None:
     if not isinstance(stripe_account, str) or not _STRIPE_ACCOUNT.fullmatch(stripe_account):
         raise InvalidJob("stripe_account", f"must be a connected account, 'acct_…', not {_shown(stripe_account)}")
     return stripe_account
+
+
+def names_of(job: Mapping[str, Any]) -> dict[str, str | None]:
+    """`credential` and `stripe_account` of a row, as logs and events may show them.
+
+    Plain SQL takes anything for a name; what is none may be a key.
+    """
+    checks = {"credential": check_credential, "stripe_account": check_stripe_account}
+    return {name: _unless_invalid(check, job[name] or None) for name, check in checks.items()}
+
+
+def _unless_invalid(check: Callable[[Any], str | None], name: Any) -> str | None:
+    try:
+        return check(name)
+    except InvalidJob:
+        return "…"
 
 
 def check_priority(priority: Any) -> int:

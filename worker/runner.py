@@ -17,6 +17,7 @@ from customer_jobs.database import Transaction, alone, reading, writing
 from customer_jobs.errors import InvalidJob, Unavailable
 from customer_jobs.lanes import Lane
 from customer_jobs.lifecycle import Claim, Entry, Sending, Success, entry_of
+from customer_jobs.payload import names_of
 from customer_jobs.problems import INVALID_PAYLOAD, OUTCOME_UNKNOWN, UNKNOWN_CREDENTIAL, Problem
 from customer_jobs.request import Request, request_of
 from customer_jobs.vocabulary import Kind, State, Verdict
@@ -257,8 +258,7 @@ def _log_attempt(held: Claim, recorded: Recorded, duration_ms: float | None) -> 
         "attempt",
         job_id=job["id"],
         kind=job["kind"],
-        credential=job["credential"],
-        stripe_account=job["stripe_account"],
+        **names_of(job),
         attempt=held.number,
         state=recorded.state.value,
         outcome=recorded.outcome,

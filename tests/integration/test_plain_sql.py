@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from customer_jobs import CustomerJobs
+from customer_jobs.events import stream_entry
 from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import jobs
 from customer_jobs.vocabulary import State
@@ -116,6 +117,24 @@ def test_a_row_that_makes_no_sense_fails_with_a_remedy_and_the_others_go_on(
     assert len(events_of(engine, row["id"])) == 1
     assert sandbox.requests == []
     assert works_on(engine, worker)
+
+
+@pytest.mark.parametrize("key", ["sk_live_51Hxxxxxxxx", "sk_test_51hxxxxxxxx", "rk_live_51Hxxxxxxxx"])
+@pytest.mark.parametrize("column", ["credential", "stripe_account"])
+def test_a_key_that_was_taken_for_a_name_is_neither_logged_nor_published(
+    engine: Engine, worker: Worker, capsys: pytest.CaptureFixture[str], column: str, key: str
+) -> None:
+    row = insert(engine, **{column: f"'{key}'"})
+
+    worker.work()
+
+    (event,) = events_of(engine, row["id"])
+    entry, logged = json.dumps(stream_entry(event)), "".join(capsys.readouterr())
+    assert event["data"][column] == "…"
+    assert key not in entry
+    assert row["id"] in logged
+    assert key not in logged
+    assert job_row(engine, row["id"])["error"]["code"] == "invalid_payload"
 
 
 def test_a_credential_that_nobody_has_fails_with_the_setting_to_set(engine: Engine, worker: Worker) -> None:
