@@ -66,6 +66,8 @@ def _with_our_metadata(body: Mapping[str, Any], job: Mapping[str, Any]) -> dict[
 def _thawed(params: str) -> dict[str, Any]:
     try:
         thawed = json.loads(params)
+        # A lone surrogate, which JSON may hold, could neither be written down again nor sent.
+        json.dumps(thawed, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidJob("params", f"is not JSON: {error}") from error
     if not isinstance(thawed, dict):

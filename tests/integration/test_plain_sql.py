@@ -95,6 +95,11 @@ HOPELESS: dict[str, tuple[dict[str, str], str | None]] = {
     "an empty customer id": ({"kind": "'customer.fetch'", "payload": '\'{"customer_id": ""}\''}, "customer_id"),
     "a path as customer id": ({"kind": "'customer.fetch'", "payload": '\'{"customer_id": "../x"}\''}, "customer_id"),
     "params that are no JSON": ({"params": "'{'"}, "params"),
+    "params with a lone surrogate": ({"params": '\'{"name": "\\ud800"}\''}, "params"),
+    "a fetch's params with a lone surrogate": (
+        {"kind": "'customer.fetch'", "params": '\'{"customer_id": "\\ud800"}\''},
+        "params",
+    ),
 }
 
 
