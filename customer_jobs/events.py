@@ -65,7 +65,7 @@ def completion_event(job: Mapping[str, Any], state: State) -> dict[str, Any]:
     """The `events` row that says that a job became final; `job` is its row as it is after the change."""
     error = job["error"] if state is State.FAILED and isinstance(job["error"], Mapping) else None
     data = {"job_id": job["id"], "state": state.value}
-    data |= {name: None if isinstance(job[name], Unreadable) else job[name] for name in _JOB_FIELDS}
+    data |= {name: None if isinstance(job[name], Unreadable | bytes) else job[name] for name in _JOB_FIELDS}
     data |= names_of(job)
     data["error"] = {name: error.get(name) for name in _ERROR_FIELDS} if error is not None else None
     return {"type": event_type(_cut(job["kind"]), state), "subject": job["id"], "data": _within_limits(data)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, func, lateral, literal, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, and_, func, lateral, literal, select, true, tuple_, type_coerce
+from sqlalchemy.types import NullType
 
 from customer_jobs.database import Transaction
 from customer_jobs.schema import is_in_flight, is_waiting, job_account, jobs
@@ -67,33 +68,39 @@ def _lanes_query() -> Select[Any]:
     names = ("credential", "stripe_account", "reconciling", "kind")
     first = select(*(column.label(name) for column, name in zip(LANE_COLUMNS, names, strict=True)))
     lane = first.where(is_waiting()).order_by(*LANE_COLUMNS).limit(1).cte("lane", recursive=True)
-    behind = _first_lane().where(tuple_(*LANE_COLUMNS) > tuple_(*lane.c))
+    is_behind = tuple_(*LANE_COLUMNS) > tuple_(*lane.c)
+    behind = select(*LANE_COLUMNS).where(is_waiting(), is_behind).order_by(*LANE_COLUMNS).limit(1)
     following = lateral(behind, name="following")
     return select(*lane.union_all(select(*following.c).select_from(lane.join(following, true()))).c)
 
 
-@cache
-def _first_lane() -> Select[Any]:
-    return select(*LANE_COLUMNS).where(is_waiting()).order_by(*LANE_COLUMNS).limit(1)
-
-
 def _hop_by_hop(transaction: Transaction) -> list[Lane]:
     """The same on SQLite, which has no LATERAL."""
-    found: list[Lane] = []
-    row = transaction.row(_first_lane())
+    found: dict[Lane, None] = {}
+    row = transaction.row(_first_place())
     while row is not None:
-        found.append(Lane._make(row.values()))
-        row = _next_lane(transaction, found[-1])
-    return found
+        credential, stripe_account, reconciling, kind = place = tuple(row.values())
+        found[Lane(credential, stripe_account, bool(reconciling), kind)] = None
+        row = _next_place(transaction, place)
+    return list(found)
 
 
-def _next_lane(transaction: Transaction, lane: Lane) -> dict[str, Any] | None:
-    """The first lane behind another; in parts, since SQLite compares rows that hold an expression without the index."""
-    for same in reversed(range(len(lane))):
-        pairs = list(zip(LANE_COLUMNS, lane, strict=True))
+#: As SQLite orders them: it takes anything for a boolean, and whoever reads 2 as true would go on behind 1, at the 2.
+_PLACE_COLUMNS: tuple[ColumnElement[Any], ...] = tuple(type_coerce(column, NullType()) for column in LANE_COLUMNS)
+
+
+@cache
+def _first_place() -> Select[Any]:
+    return select(*_PLACE_COLUMNS).where(is_waiting()).order_by(*_PLACE_COLUMNS).limit(1)
+
+
+def _next_place(transaction: Transaction, place: tuple[Any, ...]) -> dict[str, Any] | None:
+    """The first one behind another; in parts, since SQLite compares rows that hold an expression without the index."""
+    for same in reversed(range(len(place))):
+        pairs = list(zip(_PLACE_COLUMNS, place, strict=True))
         equal = [column == literal(value) for column, value in pairs[:same]]
         column, value = pairs[same]
-        if row := transaction.row(_first_lane().where(*equal, column > literal(value))):
+        if row := transaction.row(_first_place().where(*equal, column > literal(value))):
             return row
     return None
 

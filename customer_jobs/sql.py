@@ -53,8 +53,8 @@ class UtcTime(TypeDecorator[datetime]):
         if value is None:
             return None
         try:
-            moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-        except ValueError:
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        except (TypeError, ValueError):
             return None  # Plain SQL wrote it; one odd row must not spoil the whole query.
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 

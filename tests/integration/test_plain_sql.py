@@ -14,7 +14,7 @@ from customer_jobs.events import stream_entry
 from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import jobs
 from customer_jobs.vocabulary import State
-from tests.builders import EMAIL, Row, Worker, add_job, events_of, job_row, raw, rows
+from tests.builders import EMAIL, Row, Worker, add_fetch, add_job, events_of, job_row, raw, rows
 
 NESTED = '{"a":' * 90 + "1" + "}" * 90
 BODY = json.dumps({"body": {"email": EMAIL}})
@@ -153,6 +153,33 @@ def test_a_credential_that_nobody_has_fails_with_the_setting_to_set(engine: Engi
     assert works_on(engine, worker)
 
 
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize("kind", ["customer.create", "customer.fetch", "nope"])
+def test_an_external_id_of_bytes_ends_its_job_and_the_others_go_on(engine: Engine, worker: Worker, kind: str) -> None:
+    row = insert(engine, kind=f"'{kind}'", external_id="X'FF'")
+
+    worker.work()
+
+    failed = job_row(engine, row["id"])
+    assert (failed["state"], failed["error"]["code"]) == (State.FAILED, "invalid_payload")
+    assert [event["data"]["external_id"] for event in events_of(engine, row["id"])] == [None]
+    assert works_on(engine, worker)
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize("reconciling", ["2", "-1", "0.5", "'x'", "X'FF'"])
+def test_a_truth_value_that_is_none_keeps_no_other_lane_from_being_found(
+    engine: Engine, worker: Worker, reconciling: str
+) -> None:
+    for kind in ("'customer.create'", "'customer.fetch'"):
+        insert(engine, kind=kind, reconciling=reconciling)
+    beside = [add_job(engine), add_job(engine, reconciling=True), add_fetch(engine, stripe_account="acct_z")]
+
+    worker.work()
+
+    assert State.QUEUED not in {job_row(engine, job_id)["state"] for job_id in beside}
+
+
 #: What the table itself refuses, or takes and survives.
 IMPOSSIBLE: dict[str, dict[str, str]] = {
     "no JSON": {"payload": "'no JSON'"},
@@ -181,6 +208,8 @@ IMPOSSIBLE: dict[str, dict[str, str]] = {
     "after the year 9999": {"due_at": "'20000-01-01 00:00:00'"},
     "created never": {"created_at": "'-infinity'"},
     "created at no time": {"created_at": "'yesterday'"},
+    "begun in the year 2026, as a number": {"started_at": "'2026'"},
+    "begun in bytes": {"started_at": "X'FF'"},
     "a broken priority": {"priority": "2.5"},
     "a priority in words": {"priority": "'urgent'"},
     "a state of its own": {"state": "'sleeping'"},
