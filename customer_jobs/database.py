@@ -37,6 +37,7 @@ from sqlalchemy.exc import (
     NoSuchModuleError,
     OperationalError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from customer_jobs.environment import setting
@@ -367,6 +368,8 @@ def translating_outages() -> Iterator[None]:
     """Turn a driver's "cannot reach the database" into Unavailable, in one line and without the URL."""
     try:
         yield
+    except PoolTimeout as error:
+        raise Unavailable("the database of DATABASE_URL cannot be used: no connection of the pool came free") from error
     except DBAPIError as error:
         if not is_unavailable(error):
             raise

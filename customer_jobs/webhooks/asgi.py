@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import anyio
 from sqlalchemy import select
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -88,7 +87,7 @@ async def webhook(request: Request) -> Response:
         receipt = await _in_a_thread(request, lambda: receiver.receive(body, signature))
     except (InvalidSignature, InvalidEvent) as error:
         return _refused(400, str(error))
-    except (Unavailable, PoolTimeout, TimeoutError) as error:
+    except (Unavailable, TimeoutError) as error:
         log.error("not stored: the database is out of reach error=%s", type(error).__name__)  # noqa: TRY400 - no news in where
         return _refused(503, "not stored: try again")
     except Exception as error:  # noqa: BLE001 - the outermost loop

@@ -1,15 +1,17 @@
-"""Connections to PostgreSQL: which are asked whether they still answer, and what becomes of those that do not."""
+"""Connections: which are asked whether they still answer, what becomes of those that do not, and when none is left."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from customer_jobs import database
-from customer_jobs.database import open_engine
+from customer_jobs.database import Transaction, alone, open_engine, parse_url, reading, writing
+from customer_jobs.errors import Unavailable
 from tests import servers
 
 
@@ -64,3 +66,15 @@ def test_the_connection_used_last_is_used_next(engine: Engine) -> None:
     answering = {backend(engine) for _ in range(3)}
 
     assert len(answering) == 1
+
+
+@pytest.mark.parametrize("within", [reading, writing, alone])
+def test_a_pool_without_a_free_connection_is_a_database_out_of_reach(
+    database_url: str, within: Callable[[Engine], AbstractContextManager[Transaction]]
+) -> None:
+    engine = create_engine(parse_url(database_url), pool_size=1, max_overflow=0, pool_timeout=0)
+
+    with engine.connect(), pytest.raises(Unavailable, match="no connection of the pool came free"), within(engine):
+        pass
+
+    engine.dispose()
