@@ -32,7 +32,9 @@ from worker.retry import RetryPolicy
 
 RECORD_FOR_SECONDS = 60  #: An answer is worth waiting for the database; after that the lease has run out anyway.
 RECORD_PAUSE_SECONDS = 0.5  #: Between two tries to record.
-REFUSED_PAUSE_SECONDS = 1.0  #: Before a job is handed out again that met a worker with a refused key.
+ELSEWHERE_PAUSE_SECONDS = (
+    1.0  #: Before a job is handed out again that met a worker without a key for it, or a refused one.
+)
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +63,7 @@ class Runner:
         self._draw = draw
         self._clocks = clocks
         self._refused: set[str] = set()  #: Fingerprints of keys of this process that Stripe has refused.
+        self._lacking: set[str] = set()  #: Credentials that jobs came for and this process has no key of.
 
     def attempt(self, job_id: str, call: Call, policy: RetryPolicy, *, worker: str) -> Recorded | None:
         """Make one attempt at a dispatched job; None if there is nothing to do, as after a doubled message."""
@@ -102,11 +105,14 @@ class Runner:
             problem = Problem("invalid_request_error", INVALID_PAYLOAD, message, param=error.field)
             return self._refuse(job, problem, worker)
         if not self._gateway.knows(request.credential):
-            problem = Problem("authentication_error", UNKNOWN_CREDENTIAL, "no worker has a key of this name")
+            if job["key_fingerprint"] is not None:
+                self._leave_to_others(job)
+                return None
+            problem = Problem("authentication_error", UNKNOWN_CREDENTIAL, "no worker has had a key of this name")
             return self._refuse(job, problem, worker)
         key = self._gateway.fingerprint(request.credential)
         if has_to_wait(job, key, was_refused=key in self._refused):
-            self._postpone(job, REFUSED_PAUSE_SECONDS)
+            self._postpone(job, ELSEWHERE_PAUSE_SECONDS)
             return None
         if _sent_elsewhere(job, self._gateway.identities(request.credential)):
             message = "the key belongs to another account than the one that the create was sent to"
@@ -194,6 +200,14 @@ class Runner:
             # What is not charged, as the database is away, is only felt by Stripe.
             with suppress(Unavailable), alone(self._engine) as transaction:
                 charge(transaction, limit, calls)
+
+    def _leave_to_others(self, job: Mapping[str, Any]) -> None:
+        """Put back a job of a credential that only other workers have a key of, such as those just started with it."""
+        name = job["credential"]
+        if name not in self._lacking:
+            self._lacking.add(name)
+            log.warning("no key here", credential=name, remedy="its jobs wait for a worker with a key of this name")
+        self._postpone(job, ELSEWHERE_PAUSE_SECONDS)
 
     def _postpone(self, job: Mapping[str, Any], delay_seconds: float) -> None:
         with alone(self._engine) as transaction:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, update
+from structlog.testing import capture_logs
 
 from customer_jobs.database import writing
 from customer_jobs.errors import InvalidSetting
@@ -37,6 +39,7 @@ from worker.answers import Answer
 from worker.credentials import Key, bind
 from worker.gateway import Gateway
 from worker.retry import RetryPolicy
+from worker.runner import ELSEWHERE_PAUSE_SECONDS
 
 THREADS = 16
 EXPIRED, VALID = "sk_test_shop_expired", "sk_test_shop_rotated"
@@ -195,6 +198,24 @@ def test_a_name_that_no_worker_knows_fails_at_the_first_attempt(engine: Engine, 
     assert job["first_sent_at"] is None
     assert sandbox.requests == []
     assert len(ledger(engine, job_id)) == 1
+
+
+def test_a_worker_without_a_key_leaves_its_jobs_to_those_that_have_one(engine: Engine, sandbox: Sandbox) -> None:
+    job_id = add_job(engine, credential="eu")
+    new = Worker(engine, sandbox, stripe_api_keys={"default": KEY, "eu": "sk_test_eu_1"})
+    old = Worker(engine, sandbox)
+
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert old.dispatch_and_attempt(job_id) is None
+    put_back = job_row(engine, job_id)
+    later(engine, 2)
+    new.work()
+
+    assert (put_back["state"], put_back["attempt"], put_back["first_sent_at"]) == (State.RETRYING, 0, None)
+    assert put_back["due_at"] > put_back["created_at"] + timedelta(seconds=ELSEWHERE_PAUSE_SECONDS)
+    assert [each["credential"] for each in logs if each["event"] == "no key here"] == ["eu"]
+    assert (job_row(engine, job_id)["state"], len(ledger(engine, job_id))) == (State.SUCCEEDED, 1)
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
