@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.dispatcher.limits import FLOOR_PER_SECOND, RECOVERY_SECONDS, SHARE, Bucket, slowing
+from worker.dispatcher.limits import FLOOR_PER_SECOND, HALF, RECOVERY_SECONDS, SHARE, Bucket, slowing
 from worker.pace import Spacing
 
 limits = st.floats(0.1, 1_000)
@@ -158,12 +158,31 @@ def test_a_rate_that_was_slowed_stays_near_it_at_first_and_then_comes_back_ever_
     ("answers", "rate_limited", "factor"), [(0, 0, None), (2, 2, None), (3, 3, 0.5), (30, 3, None), (29, 3, 0.5)]
 )
 def test_a_few_429_now_and_then_are_no_limit(answers: int, rate_limited: int, factor: float | None) -> None:
-    assert slowing(answers, rate_limited, is_slowed=False) == factor
+    assert slowing(answers, rate_limited, rate=25, is_slowed=False) == factor
 
 
+@pytest.mark.parametrize("rate", [1.5, 12])
 @pytest.mark.parametrize(("rate_limited", "factor"), [(0, None), (1, 0.8), (3, 0.5)])
-def test_a_rate_that_comes_back_gives_way_to_a_single_429(rate_limited: int, factor: float | None) -> None:
-    assert slowing(10, rate_limited, is_slowed=True) == factor
+def test_a_rate_that_comes_back_gives_way_to_a_single_429(rate: float, rate_limited: int, factor: float | None) -> None:
+    assert slowing(10, rate_limited, rate=rate, is_slowed=True) == factor
+
+
+@given(rate=limits, share=st.floats(0.21, 1))
+def test_any_rate_gives_way_to_a_limit_that_turns_a_fifth_of_its_calls_away(rate: float, share: float) -> None:
+    factors = set()
+
+    for second in range(100):
+        answers, rate_limited = (
+            int((second + 1) * per_second) - int(second * per_second) for per_second in (rate, rate * share)
+        )
+        factors.add(slowing(answers, rate_limited, rate=rate, is_slowed=False))
+
+    assert HALF in factors
+
+
+@given(rate=st.floats(5.1, 1_000), answers=st.integers(1, 1_000))
+def test_a_single_429_is_no_limit_where_five_calls_leave_in_a_second(rate: float, answers: int) -> None:
+    assert slowing(answers, 1, rate=rate, is_slowed=False) is None
 
 
 @given(rate=limits, steps=st.lists(st.floats(0, 0.5), min_size=1, max_size=80))

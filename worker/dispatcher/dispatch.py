@@ -183,7 +183,8 @@ class Dispatch:
             if limited.key not in allowance.buckets:
                 allowance.read(transaction, [limited.key])
             is_slowed = not limited.concerns_concurrency and allowance.is_slowed(limited.key)
-            factor = slowing(limited.answers, limited.rate_limited, is_slowed=is_slowed)
+            rate = allowance.buckets[limited.key].rate
+            factor = slowing(limited.answers, limited.rate_limited, rate=rate, is_slowed=is_slowed)
             if factor is None:
                 continue
             if limited.concerns_concurrency:

@@ -23,6 +23,8 @@ FLOOR_PER_SECOND = 1.0  #: However often it was slowed: one call a second finds 
 #: A limiter answers with a few 429 now and then; this many in a second, and this share of the answers, are a limit.
 SLOW_AFTER_ANSWERS = 3
 SLOW_AFTER_SHARE = 0.1
+#: A small rate makes few calls in a second: where this share of them is fewer than that, so many are a limit.
+SLOW_AFTER_SHARE_OF_RATE = 0.2
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,12 @@ class Bucket:
         return max(calls - self.tokens, 0.0) / (self.rate * SHARE)
 
 
-def slowing(answers: int, rate_limited: int, *, is_slowed: bool) -> float | None:
+def slowing(answers: int, rate_limited: int, *, rate: float, is_slowed: bool) -> float | None:
     """What the last second's answers multiply a rate by; None: they show no limit.
 
     A rate that was slowed and comes back meets the limit it was slowed for: one answer tells.
     """
-    if rate_limited >= SLOW_AFTER_ANSWERS and rate_limited > SLOW_AFTER_SHARE * answers:
+    enough = SLOW_AFTER_ANSWERS if is_slowed else min(SLOW_AFTER_ANSWERS, rate * SLOW_AFTER_SHARE_OF_RATE)
+    if rate_limited >= enough and rate_limited > SLOW_AFTER_SHARE * answers:
         return HALF
     return A_LITTLE if is_slowed and rate_limited else None
