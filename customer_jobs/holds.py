@@ -15,8 +15,9 @@ from customer_jobs.schema import credentials, is_in_flight, is_waiting, jobs, la
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import KEY_REFUSED, WORKER_SILENT_SECONDS, Lease, State
 
-#: A bucket that was empty when it was last drawn from, and that is drawn from all the time, is what holds jobs back.
-DRAWN_FROM_SECONDS = 2.0
+#: Where jobs wait for a limit the dispatcher takes each token within so long after it has come: more than come in that
+#: time are left over only where jobs wait for something else. A full bucket holds twice as many.
+TAKEN_WITHIN_SECONDS = 0.04
 
 Row = Mapping[str, Any]
 
@@ -43,7 +44,13 @@ class Holds:
 
     def of(self, endpoint: Endpoint) -> Hold | None:
         """Why what is due there waits; None: it is about to leave."""
-        return self.pause_of(endpoint) or self._nobody() or self._limit_of(endpoint) or self._busy()
+        return (
+            self.pause_of(endpoint)
+            or self._nobody()
+            or self._limit_of(endpoint)
+            or self._busy()
+            or self._limit_of(endpoint, taken_within_seconds=TAKEN_WITHIN_SECONDS)
+        )
 
     def pause_of(self, key: Endpoint) -> Hold | None:
         """The pause that holds back what is due there."""
@@ -72,13 +79,13 @@ class Holds:
             return Hold("no dispatcher leads", remedy)
         return None
 
-    def _limit_of(self, key: Endpoint) -> Hold | None:
+    def _limit_of(self, key: Endpoint, *, taken_within_seconds: float = 0.0) -> Hold | None:
         for place, whose in ((key, key.kind), (Endpoint(key.credential, "", WHOLE_ACCOUNT), "the whole account")):
             row = self.endpoints.get(place)
-            if row is None or row["tokens"] >= 1:
+            if row is None:
                 continue
-            since_drawn = (self.present - row["refilled_at"]).total_seconds()
-            if since_drawn < max(DRAWN_FROM_SECONDS, 1 / row["rate"]):
+            since_refilled = max((self.present - row["refilled_at"]).total_seconds(), 0.0)
+            if row["tokens"] + row["rate"] * (since_refilled - taken_within_seconds) < 1:
                 return Hold(f"limit reached: {row['rate']:.3g}/s of {whose}")
         return None
 
