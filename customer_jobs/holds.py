@@ -64,7 +64,7 @@ class Holds:
         for what, place, remedy in (
             ("endpoint", Endpoint(key.credential, "", key.kind), f"{resume} --endpoint {key.kind}"),
             ("endpoint", key, f"{resume} --endpoint {key.kind}"),
-            ("account", Endpoint(key.credential, "", WHOLE_ACCOUNT), resume),
+            ("account", account_of(key.credential), resume),
         ):
             row = self.endpoints.get(place)
             if row is not None and row["paused_at"] is not None:
@@ -80,12 +80,13 @@ class Holds:
         return None
 
     def _limit_of(self, key: Endpoint, *, taken_within_seconds: float = 0.0) -> Hold | None:
-        for place, whose in ((key, key.kind), (Endpoint(key.credential, "", WHOLE_ACCOUNT), "the whole account")):
+        for place in (key, account_of(key.credential)):
             row = self.endpoints.get(place)
             if row is None:
                 continue
             since_refilled = max((self.present - row["refilled_at"]).total_seconds(), 0.0)
             if row["tokens"] + row["rate"] * (since_refilled - taken_within_seconds) < 1:
+                whose = "the whole account" if place.kind == WHOLE_ACCOUNT else place.kind
                 return Hold(f"limit reached: {row['rate']:.3g}/s of {whose}")
         return None
 
@@ -124,6 +125,11 @@ def held_jobs(transaction: Transaction, job_ids: Iterable[str]) -> dict[str, Hol
 def endpoint_of(row: Row) -> Endpoint:
     """The key of a row in `lanes`."""
     return Endpoint(row["credential"], row["stripe_account"], row["kind"])
+
+
+def account_of(credential: str) -> Endpoint:
+    """The key of the row that stands for everything a credential does."""
+    return Endpoint(credential, "", WHOLE_ACCOUNT)
 
 
 def _paused(what: str, row: Row, remedy: str) -> Hold:

@@ -10,13 +10,15 @@ from sqlalchemy import func, null, select, update
 
 from customer_jobs.database import Transaction
 from customer_jobs.errors import InvalidJob
-from customer_jobs.holds import holds
+from customer_jobs.holds import Row, account_of, holds
 from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, in_flight, lanes_with_work
 from customer_jobs.schema import attempts, credentials, is_waiting, jobs, lanes
 from customer_jobs.sql import now
 
 MOST_COUNTED = 10_000  #: Waiting jobs of a lane that are counted; an operator needs no more than "many".
 USED_OVER_SECONDS = 60  #: How far back the use of an allowance is counted.
+#: A rate is written with a job that leaves. So long after the last one it has come back, however low it was then.
+RATE_HOLDS_SECONDS = 15.0
 RATE_UNTIL_SET = 25.0  #: Written with a pause of an endpoint that no job has used yet; the settings win later.
 
 
@@ -27,8 +29,8 @@ class Limit:
     credential: str
     stripe_account: str | None
     endpoint: str  #: customer.create, customer.fetch, customer.list, or * for the whole account.
-    rate_per_second: float | None  #: At present; None before its first job.
-    used: float | None  #: The share of it that the last minute used.
+    rate_per_second: float | None  #: At present; None before its first job, and once none has left for a while.
+    used: float | None  #: The share of it that the last minute used; 1 also where it was lowered meanwhile.
     rate_limited_last_minute: int  #: Calls that Stripe turned away.
     waiting: int  #: Jobs that are due; `MOST_COUNTED` stands for as many or more.
     in_flight: int
@@ -41,15 +43,16 @@ def limits(transaction: Transaction) -> list[Limit]:
     """Every limit that jobs have met or wait for."""
     what_holds = holds(transaction)
     rows = what_holds.endpoints
-    waiting = _by_endpoint({lane: _waiting(transaction, lane) for lane in lanes_with_work(transaction)})
-    flying = _by_endpoint(in_flight(transaction))
+    waiting = _summed({lane: _waiting(transaction, lane) for lane in lanes_with_work(transaction)})
+    flying = _summed(in_flight(transaction))
+    paused = {account_of(name) for name, row in what_holds.credentials.items() if row["paused_at"] is not None}
     answers = _answers(transaction)
     found = []
-    for key in sorted({*rows, *waiting, *flying}):
+    for key in sorted({*rows, *waiting, *flying, *paused}):
         calls, turned_away = answers.get(key, (0, 0))
-        rate = rows[key]["rate"] if key in rows else None
+        row = rows.get(key)
         pause = what_holds.pause_of(key)
-        due = waiting.get(key, 0)
+        due = min(waiting.get(key, 0), MOST_COUNTED)
         # A pause is worth knowing of before anything waits, the rest only then.
         hold = what_holds.of(key) if due else pause
         found.append(
@@ -57,8 +60,8 @@ def limits(transaction: Transaction) -> list[Limit]:
                 credential=key.credential,
                 stripe_account=key.stripe_account or None,
                 endpoint=key.kind,
-                rate_per_second=rate,
-                used=calls / (rate * USED_OVER_SECONDS) if rate else None,
+                rate_per_second=None if row is None else _rate(row, what_holds.present),
+                used=None if row is None else min(calls / (row["rate"] * USED_OVER_SECONDS), 1.0),
                 rate_limited_last_minute=turned_away,
                 waiting=due,
                 in_flight=flying.get(key, 0),
@@ -136,8 +139,16 @@ def _answers(transaction: Transaction) -> dict[Endpoint, tuple[int, int]]:
     return found
 
 
-def _by_endpoint(counts: Mapping[Lane, int]) -> dict[Endpoint, int]:
+def _rate(row: Row, present: datetime) -> float | None:
+    rate: float = row["rate"]
+    since_used = (present - row["refilled_at"]).total_seconds()
+    return rate if since_used < RATE_HOLDS_SECONDS + 1 / rate else None
+
+
+def _summed(counts: Mapping[Lane, int]) -> dict[Endpoint, int]:
+    """What the lanes count, for each endpoint and for each whole account."""
     summed: dict[Endpoint, int] = {}
     for lane, count in counts.items():
-        summed[lane.endpoint] = summed.get(lane.endpoint, 0) + count
+        for key in (lane.endpoint, lane.account):
+            summed[key] = summed.get(key, 0) + count
     return summed

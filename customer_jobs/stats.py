@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Engine, func, select
 
 from customer_jobs.database import reading
+from customer_jobs.lanes import WHOLE_ACCOUNT
 from customer_jobs.limits import limits
 from customer_jobs.schema import events, is_waiting, jobs, leases, workers
 from customer_jobs.sql import now
@@ -80,7 +81,8 @@ def stats(engine: Engine) -> Stats:
         held = tuple(
             Held(each.credential, each.stripe_account, each.endpoint, each.waiting, each.held_by)
             for each in (limits(transaction) if due["jobs"] else ())
-            if each.waiting and each.held_by is not None
+            # The whole account sums up what is counted already.
+            if each.waiting and each.held_by is not None and each.endpoint != WHOLE_ACCOUNT
         )
         lead = transaction.rows(select(leases.c.holder).where(leases.c.name == Lease.LEAD, leases.c.expires_at > now()))
         alive = transaction.rows(

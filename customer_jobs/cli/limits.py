@@ -122,7 +122,10 @@ def _check(endpoint: str | None) -> None:
 
 
 def _is_of(limit: Limit, credential: str, endpoint: str | None) -> bool:
-    return limit.credential == credential and limit.paused_at is not None and endpoint in {None, limit.endpoint}
+    from customer_jobs.lanes import WHOLE_ACCOUNT
+
+    concerned = endpoint is None or limit.endpoint in {endpoint, WHOLE_ACCOUNT}
+    return limit.credential == credential and limit.paused_at is not None and concerned
 
 
 def _what(credential: str, endpoint: str | None) -> str:

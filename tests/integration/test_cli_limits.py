@@ -96,6 +96,19 @@ def reach_limit(engine: Engine) -> None:
         transaction.change(insert(lanes).values(values))
 
 
+def have_bucket(engine: Engine, *, rate: float) -> None:
+    with writing(engine) as transaction:
+        transaction.change(insert(lanes).values(credential="default", kind="customer.create", rate=rate))
+
+
+def answered(engine: Engine, **fields: Any) -> None:
+    """An attempt that Stripe has just answered."""
+    job_id = claimed(engine).job["id"]
+    with writing(engine) as transaction:
+        of_job = update(attempts).where(attempts.c.job_id == job_id)
+        transaction.change(of_job.values({"finished_at": now(), "http_status": 200} | fields))
+
+
 def keep_threads_busy(engine: Engine) -> None:
     for _ in range(16):
         claimed(engine)
@@ -290,19 +303,63 @@ def test_without_a_job_there_is_nothing_to_show(engine: Engine, database_url: st
 
 
 def test_what_the_last_minute_used_and_met_is_shown(commands: Commands) -> None:
-    reach_limit(commands.engine)
+    have_bucket(commands.engine, rate=1)
     for number in range(4):
-        held = claimed(commands.engine)
-        met = {"http_status": 200} if number else {"http_status": 429, "rate_limited_reason": "endpoint-rate"}
-        with writing(commands.engine) as transaction:
-            of_job = update(attempts).where(attempts.c.job_id == held.job["id"])
-            transaction.change(of_job.values(finished_at=now(), **met))
+        met = {"http_status": 429, "rate_limited_reason": "endpoint-rate"}
+        answered(commands.engine, **({} if number else met))
 
     limit = commands.limits()["default", None, "customer.create"]
 
-    assert limit["used"] == pytest.approx(4 / (0.01 * 60))
+    assert limit["used"] == pytest.approx(4 / (1 * 60))
     assert (limit["rate_limited_last_minute"], limit["in_flight"]) == (1, 4)
     assert MOST_COUNTED > limit["waiting"] == 0
+
+
+def test_no_more_than_a_whole_limit_is_used_where_it_was_lowered_meanwhile(commands: Commands) -> None:
+    have_bucket(commands.engine, rate=0.01)
+    for _ in range(4):
+        answered(commands.engine)
+
+    assert commands.limits()["default", None, "customer.create"]["used"] == 1
+    assert "100%" in commands.said("limits")
+
+
+@pytest.mark.parametrize(("rate", "seconds", "shown"), [(2.29, 10, 2.29), (2.29, 20, None), (0.01, 60, 0.01)])
+def test_a_rate_that_may_have_come_back_since_is_not_told(
+    commands: Commands, rate: float, seconds: float, shown: float | None
+) -> None:
+    have_bucket(commands.engine, rate=rate)
+    age(commands.engine, seconds, lanes)
+
+    assert commands.limits()["default", None, "customer.create"]["rate_per_second"] == shown
+
+
+def test_the_whole_account_sums_up_what_its_endpoints_do(commands: Commands) -> None:
+    reach_limit(commands.engine)
+    claimed(commands.engine)
+    claimed(commands.engine, add_job(commands.engine, stripe_account="acct_1"))
+    add_job(commands.engine)
+    add_fetch(commands.engine)
+    add_fetch(commands.engine, credential="eu")
+
+    found = commands.limits()
+    stats = json.loads(commands.said("stats", "--json"))
+
+    figures = {key[0]: (each["waiting"], each["in_flight"]) for key, each in found.items() if key[2] == "*"}
+    assert figures == {"default": (2, 2), "eu": (1, 0)}
+    assert [(each["endpoint"], each["jobs"]) for each in stats["held"]] == [("customer.create", 1)]
+
+
+def test_a_paused_credential_is_shown_before_its_first_job(commands: Commands) -> None:
+    commands.said("limits", "pause", "default", "--reason", "maintenance")
+
+    limit = commands.limits()["default", None, "*"]
+    said = commands.said("limits")
+    resumed = commands.run("limits", "resume", "default", "--endpoint", "customer.create")
+
+    assert (limit["held_by"], limit["waiting"]) == ("credential paused: maintenance", 0)
+    assert "credential paused: maintenance" in said
+    assert resumed.stderr == "still held: credential paused: maintenance\n"
 
 
 @pytest.mark.parametrize("words", [["limits"], ["limits", "pause"], ["limits", "resume"]])
