@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customer_jobs.cli.exits import Exit, complain, examples, note
+from customer_jobs.cli.exits import Exit, complain, examples, note, one_line
 
 if TYPE_CHECKING:
     from customer_jobs.holds import Hold
@@ -301,7 +301,7 @@ def _tell(customer_jobs: CustomerJobs, job: Job, wait_seconds: float | None, *, 
         raise typer.Exit(Exit.JOB_FAILED)
     hold = held.get(job.id)
     hint = f", held by: {hold.reason}" if hold is not None else ""
-    note(f"still {job.state} after {wait_seconds:g} s{hint}; look again: customer-jobs show {job.id}")
+    note(one_line(f"still {job.state} after {wait_seconds:g} s{hint}; look again: customer-jobs show {job.id}"))
     raise typer.Exit(Exit.STILL_RUNNING)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from customer_jobs.cli.exits import examples, note
+from customer_jobs.cli.exits import examples, note, one_line
+from customer_jobs.errors import InvalidJob
 
 if TYPE_CHECKING:
     from customer_jobs.limits import Limit
@@ -41,10 +43,13 @@ def show_limits(
     A limit is an endpoint of an account, or * for everything the account does. Its rate is your share of Stripe's
     limit (RATE_LIMIT_CREATE, RATE_LIMIT_FETCH, RATE_LIMIT_ACCOUNT), or less for a while after Stripe turned calls away.
 
-    Columns: RATE calls per second that may leave now; USED its share in the last minute; 429 calls that Stripe turned
-    away in it; WAITING jobs that are due. What holds them back is below the table, with what to do about it.
+    Columns: RATE calls per second that may leave now, blank where none has left for 15 s; USED its share in the last
+    minute; 429 calls that Stripe turned away in it; WAITING jobs that are due; IN FLIGHT jobs that were handed to a
+    worker and have not ended. What holds them back is below the table, with what to do about it.
     """
     if context.invoked_subcommand is not None:
+        if as_json:
+            raise InvalidJob("--json", f"is not for limits {context.invoked_subcommand}, which prints one line")
         return
     from customer_jobs.cli import show
     from customer_jobs.cli.jobs import open_jobs
@@ -63,7 +68,7 @@ def show_limits(
     table = show.ledger("CREDENTIAL", *accounts, "ENDPOINT", "RATE", "USED", "429", "WAITING", "IN FLIGHT")
     for each in found:
         table.add_row(*(show.text(cell) for cell in _cells(each, with_account=bool(accounts))))
-    held = [("held", _why(each)) for each in found if each.held_by is not None]
+    held = [("held", line) for line in _hold_lines(found, datetime.now(UTC))]
     show.put(table, *(["", show.facts(held)] if held else []))
 
 
@@ -111,12 +116,10 @@ def resume(credential: Credential, endpoint: Endpoint = None) -> None:
         left = next((each.held_by for each in read(transaction) if _is_of(each, credential, endpoint)), None)
     print(f"resumed {_what(credential, endpoint)}" if changed else f"{_what(credential, endpoint)} was not paused")
     if left is not None:
-        note(f"still held: {left}")
+        note(one_line(f"still held: {left}"))
 
 
 def _check(endpoint: str | None) -> None:
-    from customer_jobs.errors import InvalidJob
-
     if endpoint is not None and endpoint not in ENDPOINTS:
         raise InvalidJob("--endpoint", f"must be one of {', '.join(ENDPOINTS)}, not {endpoint!r}")
 
@@ -137,13 +140,21 @@ def _document(limit: Limit) -> dict[str, Any]:
     return document | {"paused_at": limit.paused_at.isoformat() if limit.paused_at is not None else None}
 
 
-def _why(limit: Limit) -> str:
+def _hold_lines(found: Sequence[Limit], present: datetime) -> list[str]:
+    """What holds back the jobs of a credential, each reason in one line with what to do about it."""
     from customer_jobs.cli import show
+    from customer_jobs.holds import Hold
 
-    account = f" for {limit.stripe_account}" if limit.stripe_account is not None else ""
-    since = f", {show.ago(limit.paused_at, datetime.now(UTC))}" if limit.paused_at is not None else ""
-    remedy = f"; {limit.remedy}" if limit.remedy is not None else ""
-    return f"{limit.endpoint} of {limit.credential}{account}: {limit.held_by}{since}{remedy}"
+    places: dict[tuple[str, Hold], list[str]] = {}
+    for each in found:
+        if each.held_by is not None:
+            account = f" for {each.stripe_account}" if each.stripe_account is not None else ""
+            hold = Hold(each.held_by, each.remedy, each.paused_at)
+            places.setdefault((each.credential, hold), []).append(f"{each.endpoint} of {each.credential}{account}")
+    return [
+        f"{first}{f' and {len(others)} more' if others else ''}: {show.held_by(hold, present)}"
+        for (_, hold), (first, *others) in places.items()
+    ]
 
 
 def _cells(limit: Limit, *, with_account: bool) -> tuple[str, ...]:

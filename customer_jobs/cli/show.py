@@ -105,7 +105,7 @@ def hold_lines(held: Iterable[Hold], now: datetime) -> list[str]:
     """What jobs wait for, each reason in one line with the number of jobs and what to do about it."""
     counts = Counter(held)
     return [
-        plain(f"{'1 waits' if count == 1 else f'{count} wait'}, {_hold(hold, now)}") for hold, count in counts.items()
+        plain(f"{'1 waits' if count == 1 else f'{count} wait'}, {held_by(hold, now)}") for hold, count in counts.items()
     ]
 
 
@@ -117,7 +117,7 @@ def job(one: Job, now: datetime, *, personal: bool, hold: Hold | None = None) ->
     if one.error:
         parts.append(facts(_error(one), "bold"))
     if hold is not None:
-        parts.append(facts([("held by", _hold(hold, now))], "yellow"))
+        parts.append(facts([("held by", held_by(hold, now))], "yellow"))
     parts.append(facts(_facts(one, now, personal=personal)))
     if one.attempts:
         parts += ["", attempts(one.attempts)]
@@ -261,6 +261,12 @@ def span(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
+def held_by(hold: Hold, now: datetime) -> str:
+    """Why something waits, since when, and what to do about it."""
+    since = f", {ago(hold.since, now)}" if hold.since is not None else ""
+    return f"{hold.reason}{since}" + (f"; {hold.remedy}" if hold.remedy is not None else "")
+
+
 def ago(moment: datetime, now: datetime) -> str:
     """How far a moment is from now: `5 min ago`, `in 3 s`, `now`."""
     distance = (now - moment).total_seconds()
@@ -273,11 +279,6 @@ def ago(moment: datetime, now: datetime) -> str:
 def when(moment: datetime, now: datetime) -> str:
     """A moment both ways: `2026-11-22 17:20:01 UTC, 5 min ago`."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {ago(moment, now)}"
-
-
-def _hold(hold: Hold, now: datetime) -> str:
-    since = f", {ago(hold.since, now)}" if hold.since is not None else ""
-    return f"{hold.reason}{since}" + (f"; {hold.remedy}" if hold.remedy is not None else "")
 
 
 def _lane(held: Held) -> str:

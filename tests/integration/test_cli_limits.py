@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from customer_jobs.limits import MOST_COUNTED, pause
 from customer_jobs.schema import attempts, credentials, lanes, leases, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import KEY_REFUSED, State
-from tests.builders import add_fetch, add_job, add_worker, age, claimed, job_row, lead, rows
+from tests.builders import EMAIL, add_fetch, add_job, add_worker, age, claimed, job_row, lead, rows
 
 REFUSED = f"{KEY_REFUSED}: 401 invalid_request_error"
 COLUMNS = "200"
@@ -247,6 +248,43 @@ def test_to_resume_an_endpoint_says_what_else_is_paused(commands: Commands) -> N
     assert result.stderr == "still held: credential paused: maintenance\n"
 
 
+def test_a_pause_is_one_line_however_many_limits_it_holds_back(commands: Commands) -> None:
+    for account in ("acct_1", "acct_2", "acct_3"):
+        add_job(commands.engine, stripe_account=account)
+    add_job(commands.engine, credential="eu")
+    pause_endpoint(commands.engine)
+    lose_leader(commands.engine)
+
+    held = [line.split(maxsplit=1)[1] for line in commands.said("limits").splitlines() if line.startswith("  held")]
+
+    # The first of each reason is named.
+    assert [line.partition(";")[0].removesuffix(", now") for line in held] == [
+        "* of default: no dispatcher leads",
+        "customer.create of default and 3 more: endpoint paused: backfill",
+        "* of eu and 1 more: no dispatcher leads",
+    ]
+
+
+def test_a_reason_moves_no_cursor_where_it_is_told(commands: Commands) -> None:
+    commands.said("limits", "pause", "default", "--reason", "a\x1b[2Jb\nc")
+    job_id = add_job(commands.engine, external_id="user-1")
+
+    resumed = commands.run("limits", "resume", "default", "--endpoint", "customer.create")
+    waited = commands.run("create", "--email", EMAIL, "--external-id", "user-1", "--wait", "0")
+
+    assert resumed.stderr == "still held: credential paused: a�[2Jb c\n"
+    assert "held by: credential paused: a�[2Jb c; look again" in waited.stderr
+    assert "\x1b" not in commands.said("limits") + commands.said("show", job_id)
+
+
+def test_json_is_for_the_figures_only(commands: Commands) -> None:
+    result = commands.run("limits", "--json", "pause", "default")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: --json: ")
+    assert rows(commands.engine, credentials, name="default")[0]["paused_at"] is None
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 @pytest.mark.parametrize(
     ("words", "field", "says"),
@@ -368,3 +406,12 @@ def test_help_shows_how_it_is_used(words: list[str]) -> None:
 
     assert result.exit_code == 0
     assert "Examples:\n    customer-jobs limits" in result.stdout
+
+
+def test_help_explains_every_column(commands: Commands) -> None:
+    add_job(commands.engine, stripe_account="acct_1")
+    columns = [name.strip() for name in re.split("  +", commands.said("limits").splitlines()[0])]
+    told = " ".join(CliRunner().invoke(app, ["limits", "--help"]).stdout.split())
+
+    assert columns[3:] == ["RATE", "USED", "429", "WAITING", "IN FLIGHT"]
+    assert [name for name in columns[3:] if f"{name} " not in told] == []
