@@ -258,7 +258,12 @@ def _of_redis(stuck: Any, seen: Seen | None) -> list[Check]:
     answers = ok("redis", "answers and can be written to")
     if not stuck:
         return [answers, ok("queue", "no message waits for a worker")]
-    if seen is None or seen.running >= seen.threads > 0:
+    if seen is None:
+        return [answers, ok("queue", "messages wait; whether a thread is free cannot be seen")]
+    if not seen.threads:
+        remedy = "start a worker: `celery -A worker.app worker`"
+        return [answers, fail("queue", f"no worker is alive to take the messages of {stuck[0]!r}", remedy)]
+    if seen.running >= seen.threads:
         return [answers, ok("queue", "messages wait for a thread")]
     remedy = "start the workers anew; are theirs and this REDIS_URL the same?"
     return [answers, fail("queue", f"threads are free and nobody takes the messages of {stuck[0]!r}", remedy)]

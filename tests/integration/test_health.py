@@ -247,6 +247,17 @@ def test_a_message_that_nobody_takes_is_found_out(engine: Engine, server: server
     assert repr(queue) in found["queue"].detail
 
 
+def test_without_a_worker_no_thread_is_said_to_be_free(engine: Engine, server: servers.Server) -> None:
+    with connect(server.url) as client:
+        client.lpush(PREFIX + QUEUE, "a message")
+
+    found = checked(engine, server)
+
+    assert found["queue"].bad
+    assert found["queue"].detail == f"no worker is alive to take the messages of {PREFIX + QUEUE!r}"
+    assert found["queue"].remedy == found["workers"].remedy
+
+
 @pytest.mark.usefixtures("working")
 def test_messages_may_wait_while_every_thread_is_busy(engine: Engine, server: servers.Server) -> None:
     _every_thread_is_busy(engine)
