@@ -327,6 +327,8 @@ def test_a_redis_that_is_away_or_hangs_is_out_of_reach(database_url: str, server
 
 
 def test_a_database_that_is_away_or_hangs_is_out_of_reach(tmp_path: Path, server: servers.Server) -> None:
+    with connect(server.url) as client:
+        client.lpush(QUEUE, "a message")
     away = run("postgresql://app@127.0.0.1:1/app", server)
     with servers.start_postgres(tmp_path / "postgres") as postgres:
         postgres.hang()
@@ -339,6 +341,7 @@ def test_a_database_that_is_away_or_hangs_is_out_of_reach(tmp_path: Path, server
     assert took < 5
     assert "out of reach  database" in hung.stdout
     assert "ok            redis" in hung.stdout
+    assert "messages wait; whether a thread is free cannot be seen" in hung.stdout
 
 
 def test_a_database_without_tables_is_told_what_it_lacks(empty_database_url: str, server: servers.Server) -> None:
