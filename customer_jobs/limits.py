@@ -10,15 +10,13 @@ from sqlalchemy import func, null, select, update
 
 from customer_jobs.database import Transaction
 from customer_jobs.errors import InvalidJob
-from customer_jobs.holds import Row, account_of, holds
+from customer_jobs.holds import account_of, holds
 from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, in_flight, lanes_with_work
 from customer_jobs.schema import attempts, credentials, is_waiting, jobs, lanes
 from customer_jobs.sql import now
 
 MOST_COUNTED = 10_000  #: Waiting jobs of a lane that are counted; an operator needs no more than "many".
 USED_OVER_SECONDS = 60  #: How far back the use of an allowance is counted.
-#: A rate is written with a job that leaves. So long after the last one it has come back, however low it was then.
-RATE_HOLDS_SECONDS = 15.0
 RATE_UNTIL_SET = 25.0  #: Written with a pause of an endpoint that no job has used yet; the settings win later.
 
 
@@ -29,7 +27,7 @@ class Limit:
     credential: str
     stripe_account: str | None
     endpoint: str  #: customer.create, customer.fetch, customer.list, or * for the whole account.
-    rate_per_second: float | None  #: At present; None before its first job, and once none has left for a while.
+    rate_per_second: float | None  #: When a job last left; None before the first.
     used: float | None  #: The share of it that the last minute used; 1 also where it was lowered meanwhile.
     rate_limited_last_minute: int  #: Calls that Stripe turned away.
     waiting: int  #: Jobs that are due; `MOST_COUNTED` stands for as many or more.
@@ -60,7 +58,7 @@ def limits(transaction: Transaction) -> list[Limit]:
                 credential=key.credential,
                 stripe_account=key.stripe_account or None,
                 endpoint=key.kind,
-                rate_per_second=None if row is None else _rate(row, what_holds.present),
+                rate_per_second=None if row is None else row["rate"],
                 used=None if row is None else min(calls / (row["rate"] * USED_OVER_SECONDS), 1.0),
                 rate_limited_last_minute=turned_away,
                 waiting=due,
@@ -137,12 +135,6 @@ def _answers(transaction: Transaction) -> dict[Endpoint, tuple[int, int]]:
             before = found.get(key, (0, 0))
             found[key] = (before[0] + calls, before[1] + limited)
     return found
-
-
-def _rate(row: Row, present: datetime) -> float | None:
-    rate: float = row["rate"]
-    since_used = (present - row["refilled_at"]).total_seconds()
-    return rate if since_used < RATE_HOLDS_SECONDS + 1 / rate else None
 
 
 def _summed(counts: Mapping[Lane, int]) -> dict[Endpoint, int]:

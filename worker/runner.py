@@ -32,9 +32,7 @@ from worker.retry import RetryPolicy
 
 RECORD_FOR_SECONDS = 60  #: An answer is worth waiting for the database; after that the lease has run out anyway.
 RECORD_PAUSE_SECONDS = 0.5  #: Between two tries to record.
-ELSEWHERE_PAUSE_SECONDS = (
-    1.0  #: Before a job is handed out again that met a worker without a key for it, or a refused one.
-)
+ELSEWHERE_PAUSE_SECONDS = 1.0  #: Before a job is handed out again that met a worker without a key that it can use.
 
 log = structlog.get_logger(__name__)
 

@@ -43,7 +43,7 @@ def show_limits(
     A limit is an endpoint of an account, or * for everything the account does. Its rate is your share of Stripe's
     limit (RATE_LIMIT_CREATE, RATE_LIMIT_FETCH, RATE_LIMIT_ACCOUNT), or less for a while after Stripe turned calls away.
 
-    Columns: RATE calls per second that may leave now, blank where none has left for 15 s; USED its share in the last
+    Columns: RATE calls per second that might leave when a job last did; USED its share in the last
     minute; 429 calls that Stripe turned away in it; WAITING jobs that are due; IN FLIGHT jobs that were handed to a
     worker and have not ended. What holds them back is below the table, with what to do about it.
     """

@@ -362,16 +362,6 @@ def test_no_more_than_a_whole_limit_is_used_where_it_was_lowered_meanwhile(comma
     assert "100%" in commands.said("limits")
 
 
-@pytest.mark.parametrize(("rate", "seconds", "shown"), [(2.29, 10, 2.29), (2.29, 20, None), (0.01, 60, 0.01)])
-def test_a_rate_that_may_have_come_back_since_is_not_told(
-    commands: Commands, rate: float, seconds: float, shown: float | None
-) -> None:
-    have_bucket(commands.engine, rate=rate)
-    age(commands.engine, seconds, lanes)
-
-    assert commands.limits()["default", None, "customer.create"]["rate_per_second"] == shown
-
-
 def test_the_whole_account_sums_up_what_its_endpoints_do(commands: Commands) -> None:
     reach_limit(commands.engine)
     claimed(commands.engine)
