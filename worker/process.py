@@ -29,6 +29,7 @@ DATABASE_PAUSE_SECONDS = 2.0  #: Between two tries to reach the database while t
 DISPATCHER_CONNECTIONS = 8  #: One for each of its threads, and a few to spare.
 
 _dispatchers: list[Dispatcher] = []  #: The one of this process, while it runs.
+_accounts: dict[str, str] = {}  #: Whose key each credential is, as far as known; a forked child knows what was found.
 
 
 def engine() -> Engine:
@@ -62,7 +63,8 @@ def prepare() -> None:
             require_current(engine(), schema=settings().database_schema)
             keys = gateway().keys()
             with writing(engine()) as transaction:
-                gateway().trust(bind(transaction, keys))
+                _accounts.update(bind(transaction, keys))
+            gateway().trust(_accounts)
         except Unavailable as error:
             log.warning("waiting for the database", error=str(error))
             time.sleep(DATABASE_PAUSE_SECONDS)
@@ -107,4 +109,6 @@ def _runner_of(pid: int) -> Runner:  # noqa: ARG001 - the process is the key
 
 @cache
 def _gateway_of(pid: int) -> Gateway:  # noqa: ARG001 - the process is the key
-    return Gateway(settings())
+    made = Gateway(settings())
+    made.trust(_accounts)
+    return made
