@@ -65,13 +65,13 @@ def worker_killed(target: Target) -> str:
 
 def leader_killed(target: Target) -> str:
     """SIGKILL of the worker that leads."""
-    before = leader(target.site)
-    name = before.partition("@")[0]
-    end = target.crew.kill(name)
-    require(end.exit_code == -9, f"worker {name} ended with {end.exit_code}")
+    before = leader(target.site, target.crew)
+    end = target.crew.kill(before.name)
+    require(end.pid == before.pid, f"worker {before.name}, process {end.pid}, did not lead")
+    require(end.exit_code == -9, f"worker {before.name} ended with {end.exit_code}")
     after = next_leader(target.site, before)
-    target.crew.wait_until_ready(name)
-    return f"{name} ended with exit code {end.exit_code}, then {after} led"
+    target.crew.wait_until_ready(before.name)
+    return f"{before.name}, process {end.pid}, ended with exit code {end.exit_code}, then {after.name} led"
 
 
 def worker_terminated(target: Target) -> str:
@@ -96,13 +96,13 @@ def worker_stopped(target: Target) -> str:
 
 def leader_stopped(target: Target) -> str:
     """SIGSTOP of the worker that leads, until another does."""
-    before = leader(target.site)
-    name = before.partition("@")[0]
-    with target.crew.paused(name) as worker:
+    before = leader(target.site, target.crew)
+    with target.crew.paused(before.name) as worker:
+        require(worker.pid == before.pid, f"worker {before.name}, process {worker.pid}, did not lead")
         time.sleep(LEAD_LASTS_SECONDS)
         after = next_leader(target.site, before)
-        require(process_state(worker.pid) == "T", f"worker {name} goes on")
-    return f"{name} was in state T, {after} led"
+        require(process_state(worker.pid) == "T", f"worker {before.name} goes on")
+    return f"{before.name}, process {worker.pid}, was in state T, {after.name} led"
 
 
 def redis_flushed(target: Target) -> str:
@@ -313,7 +313,7 @@ END_SESSIONS = (
 
 
 #: What a worker lives through: nobody kills or stops it, and Celery does not end it.
-SURVIVED = (REDIS.keys() - {"Redis full"}) | POSTGRESQL.keys() | STRIPE.keys()
+SURVIVED = REDIS.keys() | POSTGRESQL.keys() | STRIPE.keys()
 
 
 def lanes(site: Site) -> list[dict[str, Fault]]:

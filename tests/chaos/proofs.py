@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import psycopg
 import redis
@@ -15,7 +16,9 @@ from customer_jobs.embedded import LOOPBACK, wait_until
 from customer_jobs.errors import Unavailable
 from customer_jobs.schema import leases
 from customer_jobs.sql import now
+from customer_jobs.vocabulary import Lease
 from tests import servers
+from tests.chaos.crew import Crew
 from tests.chaos.site import Site
 
 LEADS_SECONDS = 60.0  #: Until somebody leads, though everything goes wrong.
@@ -81,29 +84,51 @@ def started_at(site: Site) -> object:
         return connection.execute("SELECT pg_postmaster_start_time()").fetchone()
 
 
-def leader(site: Site) -> str:
-    """The holder of the lead, once somebody has it."""
-    found: str | None = None
+@dataclass(frozen=True)
+class Leader:
+    """The process that leads."""
 
-    def is_known() -> bool:
-        nonlocal found
-        found = holder(site)
-        return found is not None
+    holder: str  #: As the table has it: name@host/pid/nonce.
 
-    wait_until(is_known, LEADS_SECONDS, "a worker leads")
-    assert found is not None
-    return found
+    @property
+    def name(self) -> str:
+        """Of the worker; a killed one passes it on to the process that is started in its place."""
+        return self.holder.partition("@")[0]
+
+    @property
+    def pid(self) -> int:
+        return int(self.holder.split("/")[1])
+
+
+def leader(site: Site, crew: Crew) -> Leader:
+    """Who leads, once that is a worker that runs: one that was killed keeps the lead until its lease runs out."""
+    found: list[Leader] = []
+
+    def runs() -> bool:
+        found[:] = [Leader(by) for by in [holder(site)] if by is not None]
+        return any(each.pid == crew.program(each.name).pid for each in found)
+
+    wait_until(runs, LEADS_SECONDS, "a worker that runs leads")
+    return found[0]
 
 
 def holder(site: Site) -> str | None:
     """Who leads, as the table has it, if anybody does."""
-    query = select(leases.c.holder).where(leases.c.expires_at > now())
+    query = select(leases.c.holder).where(leases.c.name == Lease.LEAD, leases.c.expires_at > now())
     with contextlib.suppress(Unavailable), reading(site.engine) as transaction:
         return next((row["holder"] for row in transaction.rows(query)), None)
     return None  # Nobody can know.
 
 
-def next_leader(site: Site, before: str) -> str:
-    """The name of the worker that leads, once it is another holder than before."""
-    wait_until(lambda: holder(site) not in {None, before}, LEADS_SECONDS, "another leads")
-    return leader(site).partition("@")[0]
+def next_leader(site: Site, before: Leader) -> Leader:
+    """Who leads, once it is another process than before."""
+    found: list[str | None] = []
+
+    def is_another() -> bool:
+        found[:] = [holder(site)]
+        return found[0] not in {None, before.holder}
+
+    wait_until(is_another, LEADS_SECONDS, "another leads")
+    (by,) = found
+    assert by is not None
+    return Leader(by)
