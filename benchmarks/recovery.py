@@ -39,6 +39,7 @@ from tests.chaos.crew import Crew
 from tests.chaos.outcome import unfinished
 from tests.chaos.proofs import Leader, leader, next_leader, require
 from tests.chaos.site import Site, site
+from tests.promises import BACK_SECONDS, HALF_OPEN_SECONDS, REPLACED_SECONDS, TAKEN_OVER_SECONDS
 
 ROUNDS = 3
 JOBS = 8  #: In mid-air when a worker is killed.
@@ -206,11 +207,11 @@ def wait_for_calls(here: Site, keys: list[str], count: int) -> float:
 
 
 MEASURES = [
-    Measure("killed worker", 20, killed_worker),
-    Measure("leader", 12, leader_replaced),
-    Measure("Redis back", 5, redis_back),
-    Measure("PostgreSQL back", 5, postgres_back),
-    Measure("half-open broker", 35, half_open_broker),
+    Measure("killed worker", TAKEN_OVER_SECONDS, killed_worker),
+    Measure("leader", REPLACED_SECONDS, leader_replaced),
+    Measure("Redis back", BACK_SECONDS, redis_back),
+    Measure("PostgreSQL back", BACK_SECONDS, postgres_back),
+    Measure("half-open broker", HALF_OPEN_SECONDS, half_open_broker),
     Measure("plain Celery", None, plain_celery),
 ]
 
