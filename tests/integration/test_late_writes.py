@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sqlalchemy import Connection, Engine, event, insert, text, update
 
 from customer_jobs import lifecycle
 from customer_jobs.database import IDLE_TIMEOUT_SECONDS, Transaction, open_engine, reading, writing
+from customer_jobs.embedded import wait_until
 from customer_jobs.errors import Unavailable
 from customer_jobs.lifecycle import Claim, Sending
 from customer_jobs.schema import events, jobs, lanes, leases
@@ -51,6 +53,7 @@ STATEMENTS = ("FROM customer_jobs.lanes", "UNION ALL", "UPDATE customer_jobs.job
 FADES_IN_SECONDS = 2.0  #: What is left of a lease that runs out while its holder does not run.
 DAY_SECONDS = 86_400.0
 READY_SECONDS = 30.0
+HARDLY_ANY = 0.001  #: Calls per second: a bucket that is spent stays so.
 IDLE_IN_TRANSACTION = b"25P03"  #: PostgreSQL's code for a transaction that it ended because it stood still.
 
 
@@ -337,6 +340,40 @@ def test_two_who_prune_at_once_remove_only_what_is_old(engine: Engine, other: En
     assert [row["id"] for row in rows(engine, jobs)] == [young]
     assert events_of(engine, young) == []
     client.close()
+
+
+@TAKES_OVER
+def test_of_two_that_believe_they_lead_one_waits_until_the_other_has_spent_its_tokens(
+    engine: Engine, other: Engine
+) -> None:
+    jobs_in_turn = [add_job(engine, due_at=now(-seconds)) for seconds in (3, 2, 1)]
+    add_worker(engine)
+    lead(engine)
+    published: list[str] = []
+    one, twin = (dispatch_of(each, published, rate_limit_create=HARDLY_ANY) for each in (engine, other))
+    one.run_once()  # The bucket is in the table from now on.
+    age(engine, 1.5 / HARDLY_ANY, lanes)
+    seen: list[list[str]] = []
+
+    def look_beside_it() -> None:
+        # The one has read what may leave, and not yet which jobs are there.
+        threads.submit(twin.run_once)
+        wait_until(lambda: is_waiting_for_a_lock(other), READY_SECONDS, "the twin waits")
+        seen.append(published.copy())
+
+    with ThreadPoolExecutor(1) as threads:
+        Stop(engine, "SKIP LOCKED", look_beside_it)
+        one.run_once()
+
+    assert seen == [jobs_in_turn[:1]]
+    assert published == jobs_in_turn[:2]
+
+
+def is_waiting_for_a_lock(engine: Engine) -> bool:
+    """Whether a statement in this database waits for a transaction to end."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with reading(engine) as transaction:
+        return bool(transaction.value(text(query)))
 
 
 def test_two_that_believe_they_lead_dispatch_each_job_once_and_spend_one_allowance(engine: Engine) -> None:
