@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import chain
 
 import pytest
 from sqlalchemy import Engine, update
@@ -15,12 +16,12 @@ from customer_jobs.schema import attempts, jobs, lanes
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import IN_FLIGHT_STATES
 from tests.builders import KEY, Worker, add_fetch, add_job, add_worker, age, dispatched, lead, rows
-from worker.dispatcher.dispatch import SLOW_EVERY_SECONDS
+from worker.dispatcher.dispatch import ADAPT_EVERY_SECONDS, SLOW_EVERY_SECONDS, Dispatch
 
 AT_ONCE = 2  #: Calls that Stripe's stand-in lets be under way.
 RATE = 10_000.0  #: What the settings of these tests allow.
 EACH = 6  #: Jobs of each kind.
-PATIENCE_SECONDS = 10.0  #: With a rate that is to be halved again after one.
+WITHIN_SECONDS = 1.5 * ADAPT_EVERY_SECONDS  #: Answers are looked at again by then, and no rate is halved again yet.
 
 
 @pytest.fixture
@@ -107,27 +108,36 @@ def test_a_rate_is_halved_once_a_second_at_most(engine: Engine, sandbox: Sandbox
     sandbox.release()
     sandbox.set_limits(**{limit: 0.001})
     worker = Worker(engine, sandbox)
+    turned_away = [[dispatched(engine) for _ in range(EACH)] for _ in range(3)]
+    for job_id in chain(*turned_away):
+        worker.attempt(job_id)
 
-    def turn_away_and_look() -> tuple[float, float]:
-        """The rate after some new answers 429, and when that was."""
-        for _ in range(EACH):
-            worker.attempt(dispatched(engine))
+    def rate_after(answers: list[str], *, passed_seconds: float) -> float:
+        """The rate when these answers have just come in, so long after the look before."""
+        let_pass(worker.dispatch, passed_seconds)
+        with writing(engine) as transaction:
+            transaction.change(update(attempts).values(finished_at=now(-10)))
+            calls = update(attempts).where(attempts.c.job_id.in_(answers))
+            transaction.change(calls.values(started_at=now(), finished_at=now(5)))
+        add_fetch(engine)  # Where nothing waits, no limit is looked after.
         look_now(worker)
-        return rates(engine)[slowed], time.monotonic()
+        return rates(engine)[slowed]
 
-    began = time.monotonic()
-    halved, halved_at = turn_away_and_look()
-    seen = [turn_away_and_look()]
-    while seen[-1][0] > RATE * 0.45:
-        assert seen[-1][1] < halved_at + PATIENCE_SECONDS
-        seen.append(turn_away_and_look())
+    found = [
+        rate_after(answers, passed_seconds=seconds)
+        for answers, seconds in zip(turned_away, (0, WITHIN_SECONDS, SLOW_EVERY_SECONDS), strict=True)
+    ]
 
     # Meanwhile it is felt for: a rate that gives way comes back by some thousandths.
-    assert halved == RATE / 2
-    assert [rate for rate, _ in seen[:-1]] == [pytest.approx(halved, rel=0.05)] * (len(seen) - 1)
-    assert seen[-1][0] == pytest.approx(halved / 2, rel=0.05)
-    assert seen[-1][1] > began + SLOW_EVERY_SECONDS
-    assert len(seen) > 1
+    assert found == [RATE / 2, pytest.approx(RATE / 2, rel=0.05), pytest.approx(RATE / 4, rel=0.05)]
+
+
+def let_pass(dispatch: Dispatch, seconds: float) -> None:
+    """Let time pass for what a dispatcher remembers of its last looks."""
+    passed = timedelta(seconds=seconds)
+    dispatch._slowed_at = {key: at - passed for key, at in dispatch._slowed_at.items()}
+    if dispatch._adapted_at is not None:
+        dispatch._adapted_at -= passed
 
 
 def test_too_many_at_an_endpoint_lowers_what_is_in_flight_there_and_nowhere_else(
