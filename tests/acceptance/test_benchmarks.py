@@ -14,18 +14,19 @@ pytestmark = pytest.mark.slow
 
 #: Fewer would come out of the sandbox's full bucket, which turns nobody away.
 CREATES = 100
+LEAST = 0.97  #: Of the allowance.
 SHORT = Sizes(creates=CREATES, waiting=200, urgent=3, unlimited=100, backlogs=(50, 500), looks=3, left=1000)
 
 
 def test_our_workers_use_more_of_the_allowance_than_one_by_hand(postgres_url: str) -> None:
-    mine = ours(postgres_url, CREATES, 2, BUCKET_SECONDS, least=0.97, most_turned_away=0.001)
+    mine = ours(postgres_url, CREATES, 2, BUCKET_SECONDS, least=LEAST, most_turned_away=0)
     theirs = by_hand("by hand", peers.by_hand.name, CREATES)
 
-    assert 0 < theirs.figure < mine.figure <= 105
     assert {mine.count, theirs.count} == {CREATES}
-    assert mine.turned_away is not None
-    assert mine.turned_away <= 0.05
-    assert mine.reached is not None
+    # A busy machine makes our workers slower, and never faster than Stripe allows.
+    assert mine.turned_away == 0
+    assert 0 < theirs.figure < mine.figure
+    assert mine.reached is (mine.figure >= 100 * LEAST)
     assert theirs.reached is None
 
 
