@@ -269,6 +269,7 @@ def main() -> None:
                 sys.stderr.write(f"  {'  '.join(line.cells)}\n")
                 lines.append(line)
     sys.stdout.write(f"{machine([before, os.getloadavg()[0]])}\n\n{table(lines)}\n")
+    raise SystemExit(1 if any(line.reached is False for line in lines) else 0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import limits, peers
 from benchmarks.limits import BUCKET_SECONDS, Sizes, by_hand, ours
-from benchmarks.line import HEAD, table
+from benchmarks.line import HEAD, Line, table
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +51,21 @@ def test_a_row_says_what_its_target_is_and_whether_it_was_reached(
     head, *printed = table(lines).splitlines()
     assert re.split(r"\s{2,}", head) == list(HEAD)
     assert [text.endswith((" yes", " no")) for text in printed] == [bool(line.target) for line in lines]
+
+
+@pytest.mark.parametrize(("reached", "exit_code"), [(True, 0), (None, 0), (False, 1)])
+def test_a_target_that_is_missed_is_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reached: bool | None, exit_code: int
+) -> None:
+    lines = [Line("looks", 1, 2.0, "ms", None, "<= 3 ms", reached=True), Line("jobs", 1, 2.0, "ms", None, "", reached)]
+    monkeypatch.setitem(limits.ROWS, "made-up", lambda *_: iter(lines))
+    monkeypatch.setattr("sys.argv", ["limits", "made-up"])
+
+    with pytest.raises(SystemExit) as ended:
+        limits.main()
+
+    assert ended.value.code == exit_code
+    assert table(lines) in capsys.readouterr().out
 
 
 def test_a_row_that_nobody_knows_is_refused_before_anything_starts(
