@@ -8,7 +8,7 @@ them, and the sandbox, which takes 0.2 to 0.3 s for an answer unless a row says 
 
 Figures come from the sandbox's log of arrivals. What was used of an allowance is (N - 1) / (rate x seconds from the
 first arrival to the last), N being the calls that were let through. Beside ours stand workers as people write them by
-hand, see `peers`; they have no target.
+hand, see `peers`; they have no target. It ends with exit code 1 when a target is missed.
 """
 
 from __future__ import annotations
