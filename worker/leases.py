@@ -14,7 +14,7 @@ from customer_jobs import lifecycle
 from customer_jobs.database import writing
 from customer_jobs.lifecycle import Claim
 
-EXTEND_EVERY_SECONDS = 5  #: A lease of 15 s survives two extensions that fail.
+EXTEND_EVERY_SECONDS = 5  #: A lease of 15 s survives one extension that fails, and a slow one.
 #: Connecting and reading have ended by then: a call that takes longer hangs. A create not sent by then is not sent.
 LONGEST_SECONDS = 120
 
