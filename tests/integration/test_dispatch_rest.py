@@ -13,6 +13,7 @@ from customer_jobs.schema import lanes
 from tests.builders import add_fetch, add_job, add_worker, age, lead, rows, settings_for
 from worker.dispatcher import Dispatcher
 from worker.dispatcher.dispatch import PUBLISH_PAUSE_SECONDS, Dispatch
+from worker.dispatcher.limits import CAPACITY_TOKENS
 from worker.settings import Settings
 
 TOMORROW = datetime.now(UTC) + timedelta(days=1)
@@ -24,12 +25,29 @@ SETTINGS = {
 }
 
 
+class Clock:
+    """It stands still, unless a look is to take long."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.step_seconds = 0.0  #: What passes between two questions.
+
+    def __call__(self) -> float:
+        self.seconds += self.step_seconds
+        return self.seconds
+
+
 @pytest.fixture
-def dispatch(engine: Engine) -> Dispatch:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def dispatch(engine: Engine, clock: Clock) -> Dispatch:
     """A dispatcher that leads, with sixteen free threads."""
     add_worker(engine, slots=16)
     settings = Settings.model_validate(SETTINGS)
-    return Dispatch(engine, settings, lambda _: None, holder=lead(engine))
+    return Dispatch(engine, settings, lambda _: None, holder=lead(engine), clock=clock)
 
 
 def test_a_job_that_is_due_later_lets_the_dispatcher_rest(engine: Engine, dispatch: Dispatch) -> None:
@@ -52,6 +70,47 @@ def test_a_job_beyond_the_limit_is_looked_at_when_the_limit_lets_it(engine: Engi
 
     assert look.dispatched == 1  # A new bucket holds one call.
     assert look.again_in_seconds == pytest.approx(1 / 25, rel=0.1)
+
+
+def test_what_a_look_takes_is_no_part_of_the_pause_behind_it(engine: Engine, dispatch: Dispatch, clock: Clock) -> None:
+    for _ in range(3):
+        add_job(engine)
+    clock.step_seconds = 0.005
+    began = clock.seconds
+
+    look = dispatch.run_once()
+
+    assert look.again_in_seconds == pytest.approx(1 / 25 + 0.005 - (clock.seconds - began), rel=0.1)
+
+
+def test_a_look_that_takes_longer_than_a_call_is_followed_by_another_that_makes_up_for_it(
+    engine: Engine, dispatch: Dispatch, clock: Clock
+) -> None:
+    for _ in range(12):
+        add_job(engine)
+    clock.step_seconds = 0.2
+
+    first = dispatch.run_once()
+    age(engine, 0.2, lanes)
+    second = dispatch.run_once()
+
+    assert (first.dispatched, first.again_in_seconds) == (1, 0)
+    assert second.dispatched > CAPACITY_TOKENS
+
+
+def test_after_a_rest_no_more_leave_together_than_ever(engine: Engine, dispatch: Dispatch, clock: Clock) -> None:
+    clock.step_seconds = 0.2
+    add_job(engine)
+    dispatch.run_once()
+    nothing = dispatch.run_once()
+    for _ in range(12):
+        add_job(engine)
+    age(engine, 60, lanes)
+
+    look = dispatch.run_once()
+
+    assert (nothing.dispatched, nothing.again_in_seconds) == (0, None)
+    assert look.dispatched == CAPACITY_TOKENS
 
 
 def test_a_job_that_another_lane_took_the_accounts_call_from_is_looked_at_in_time(

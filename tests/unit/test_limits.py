@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.dispatcher.limits import FLOOR_PER_SECOND, HALF, RECOVERY_SECONDS, SHARE, Bucket, slowing
+from worker.dispatcher.limits import (
+    CATCH_UP_SECONDS,
+    FLOOR_PER_SECOND,
+    HALF,
+    RECOVERY_SECONDS,
+    SHARE,
+    Bucket,
+    slowing,
+)
 from worker.pace import Spacing
 
 limits = st.floats(0.1, 1_000)
@@ -110,6 +118,18 @@ def test_a_limit_of_25_a_second_lets_no_more_than_two_leave_together() -> None:
     assert full.calls == 2
     assert full.spent(2).calls == 0
     assert full.spent(2).seconds_until() == pytest.approx(1 / (25 * 0.99))
+
+
+@given(limit=limits, late_seconds=st.floats(0, 10), elapsed_seconds=st.floats(0, 10))
+def test_what_a_look_kept_waiting_is_made_up_for_and_no_more(
+    limit: float, late_seconds: float, elapsed_seconds: float
+) -> None:
+    empty = bucket(limit, tokens=0)
+
+    now = empty.refilled(elapsed_seconds, late_seconds=late_seconds)
+
+    made_up = min(late_seconds, CATCH_UP_SECONDS) * limit * SHARE
+    assert now.tokens == pytest.approx(min(elapsed_seconds * limit * SHARE, empty.capacity + made_up))
 
 
 def test_it_begins_with_one_call() -> None:

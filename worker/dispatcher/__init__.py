@@ -153,7 +153,8 @@ class Dispatcher:
         self._wakeup.awaiting_room = True
         began = time.monotonic()
         look = self._dispatch.run_once() if self._leads.is_set() else Look(0, leads=False)
-        self._looked_at = time.monotonic() if look.leads else None
+        ended = time.monotonic()
+        self._looked_at = ended if look.leads else None
         self._wakeup.awaiting_room = look.full
         if look.full and look.dispatched:
             self._stopped.wait(max(began + GATHER_JOBS_SECONDS - time.monotonic(), 0))
@@ -161,8 +162,8 @@ class Dispatcher:
             # Whatever rings meanwhile, it might be the jobs that were just put back.
             self._stopped.wait(PUBLISH_PAUSE_SECONDS)
             return
-        pause = CLOCK_SECONDS if look.again_in_seconds is None else look.again_in_seconds
-        self._wakeup.jobs.wait(min(pause, CLOCK_SECONDS))
+        pause = CLOCK_SECONDS if look.again_in_seconds is None else min(look.again_in_seconds, CLOCK_SECONDS)
+        self._wakeup.jobs.wait(max(ended + pause - time.monotonic(), 0))
 
     def _relay_once(self) -> None:
         self._wakeup.events.clear()

@@ -29,6 +29,7 @@ class Allowance:
     `places` is kept between looks: where PostgreSQL put each row when it was written last, its `ctid`. A row is written
     with every job that leaves; while a transaction stays open, even one that only reads, whoever looks for it by its
     key walks over all that it was since. Only a hint: a row that is not there any more is looked for by its key.
+    `late_seconds` says how long the look before kept the next call of an endpoint waiting.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Allowance:
         present: datetime,
         slowed_at: Mapping[Endpoint, datetime],
         places: dict[Endpoint, str | None],
+        late_seconds: Mapping[Endpoint, float],
     ) -> None:
         self._settings = settings
         self._present = present
         self._slowed_at = slowed_at
         self._places = places
+        self._late_seconds = late_seconds
         self.buckets: dict[Endpoint, Bucket] = {}
         self.paused: set[Endpoint] = set()
         self._changed: set[Endpoint] = set()
@@ -71,7 +74,8 @@ class Allowance:
             limit = self._limit(key)
             elapsed = (self._present - row["refilled_at"]).total_seconds()
             quiet = (self._present - self._slowed_at.get(key, LONG_AGO)).total_seconds()
-            self.buckets[key] = Bucket(row["tokens"], limit, min(row["rate"], limit)).refilled(elapsed, quiet)
+            bucket = Bucket(row["tokens"], limit, min(row["rate"], limit))
+            self.buckets[key] = bucket.refilled(elapsed, quiet, self._late_seconds.get(key, 0.0))
             self._refilled_at[key] = _later(self._present, row["refilled_at"])
             if row["paused_at"] is not None:
                 self.paused.add(key)
@@ -91,6 +95,11 @@ class Allowance:
         for key in (lane.endpoint, lane.account):
             self.buckets[key] = self.buckets[key].spent(1)
             self._changed.add(key)
+
+    def emptied(self) -> dict[Endpoint, float]:
+        """The endpoints whose last token was spent, and how long until they have another."""
+        until = {key: self.buckets[key].seconds_until() for key in self._changed}
+        return {key: seconds for key, seconds in until.items() if seconds > 0}
 
     def slow(self, key: Endpoint, factor: float) -> None:
         """Give way to a limit that Stripe has shown."""

@@ -52,10 +52,20 @@ class Look:
     """What one look at the table came to."""
 
     dispatched: int
-    again_in_seconds: float | None = None  #: When a limit lets the next job leave; None: nothing waits for one.
+    #: From its end until a limit lets the next job leave; None: nothing waits for one.
+    again_in_seconds: float | None = None
     full: bool = False  #: A job that ends lets the next one leave.
     leads: bool = True
     broker_away: bool = False  #: Publishing failed.
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a look took out of the table."""
+
+    jobs: list[dict[str, Any]]
+    next_in_seconds: float | None  #: From the time at its beginning.
+    full: bool
 
 
 class _LeadLost(Exception):
@@ -78,7 +88,9 @@ class Dispatch:
         self._settings = settings
         self._publish = publish
         self._holder = holder
+        self._clock = clock
         self._looks = 0
+        self._late_seconds: dict[Endpoint, float] = {}  #: See `Allowance`.
         self._front = Front(clock)
         self._places: dict[Endpoint, str | None] = {}  #: Of the rows in `lanes`, see `Allowance`.
         self._left: deque[tuple[datetime, int]] = deque()  #: When looks were, and how many jobs left.
@@ -88,6 +100,8 @@ class Dispatch:
 
     def run_once(self) -> Look:
         """Dispatch what is due and allowed now."""
+        began = self._clock()
+        late_seconds, self._late_seconds = self._late_seconds, {}
         # Nearly always there is nothing to do, and nothing to lock: two statements say so.
         with reading(self._engine) as transaction:
             survey = _survey(transaction, self._holder)
@@ -103,16 +117,24 @@ class Dispatch:
         token = str(uuid.uuid4())
         try:
             with writing(self._engine) as transaction:
-                taken, again_in_seconds, full = self._take(transaction, token, waiting, room, survey["present"])
+                allowance = Allowance(self._settings, survey["present"], self._slowed_at, self._places, late_seconds)
+                taken = self._take(transaction, token, waiting, room, survey["present"], allowance)
         except _LeadLost:
             log.warning("look undone: the lead was lost meanwhile", holder=self._holder)
             return Look(0, leads=False)
-        if taken and not self._publish_all(taken):
+        if taken.jobs and not self._publish_all(taken.jobs):
             # One whose message arrived may be claimed by now, and stays with its worker.
             with writing(self._engine) as transaction:
-                lifecycle.take_back(transaction, [job["id"] for job in taken], token=token)
-            return Look(0, PUBLISH_PAUSE_SECONDS, full, broker_away=True)
-        return Look(len(taken), again_in_seconds, full)
+                lifecycle.take_back(transaction, [job["id"] for job in taken.jobs], token=token)
+            return Look(0, PUBLISH_PAUSE_SECONDS, taken.full, broker_away=True)
+        pauses = [self._front.seconds_until_whole] if self._front.seconds_until_whole else []
+        if taken.next_in_seconds is not None:
+            took_seconds = self._clock() - began  # Buckets filled meanwhile.
+            pauses.append(max(taken.next_in_seconds - took_seconds, 0.0))
+            if taken.next_in_seconds < took_seconds:
+                until = allowance.emptied()
+                self._late_seconds = {key: max(took_seconds - seconds, 0.0) for key, seconds in until.items()}
+        return Look(len(taken.jobs), min(pauses, default=None), taken.full)
 
     def _room(self, survey: Mapping[str, Any]) -> int:
         """How many jobs the threads of live workers can take."""
@@ -122,15 +144,20 @@ class Dispatch:
         return max(room, 0)
 
     def _take(
-        self, transaction: Transaction, token: str, waiting: Sequence[Lane], room: int, present: datetime
-    ) -> tuple[list[dict[str, Any]], float | None, bool]:
-        """Mark the jobs that leave now; them, when a limit lets the next one leave, and whether a thread does."""
+        self,
+        transaction: Transaction,
+        token: str,
+        waiting: Sequence[Lane],
+        room: int,
+        present: datetime,
+        allowance: Allowance,
+    ) -> _Taken:
+        """Mark the jobs that leave now."""
         unknown = [lane for lane in waiting if lane.kind not in set(Kind)]
         for lane in unknown:
             _end_unknown(transaction, lane)
         known = _in_turn([lane for lane in waiting if lane not in unknown], self._looks)
         self._looks += 1
-        allowance = Allowance(self._settings, present, self._slowed_at, self._places)
         allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.own, lane.account)])
         self._adapt(transaction, allowance, present)
         flying = by_endpoint(in_flight(transaction)) if self._ceilings.any() else {}
@@ -164,10 +191,9 @@ class Dispatch:
         limited = [lane for lane in known if lane in unserved or len(found.get(lane, ())) == wanted[lane]]
         pauses = [allowance.seconds_until_next(lane) for lane in limited]
         # None where a call might leave at once: what it waits for is a thread, a lock or a person.
-        pauses.append(self._front.seconds_until_whole)
-        again = min((seconds for seconds in pauses if seconds > 0), default=None)
+        next_in_seconds = min((seconds for seconds in pauses if seconds > 0), default=None)
         full = len(chosen) == room or any(self._ceilings.concern(lane) for lane in known)
-        return [taken[job_id] for job_id in chosen if job_id in taken], again, full
+        return _Taken([taken[job_id] for job_id in chosen if job_id in taken], next_in_seconds, full)
 
     def _adapt(self, transaction: Transaction, allowance: Allowance, present: datetime) -> None:
         """Slow down what Stripe's answers of the last second say is too fast; each limit once a second at most."""

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 CAPACITY_TOKENS = 2.0
 #: Above this many calls per second a bucket of two would empty between two looks of the dispatcher.
 CAPACITY_SECONDS = 0.08
+#: What a look lasts beyond the moment of the next call is made good by the next look, so much of it at most: a database
+#: that is far away costs nothing of a limit, and one that hangs lets no burst leave.
+CATCH_UP_SECONDS = 0.25
 #: What is handed out of a limit: the rest absorbs the jitter of the way to Stripe.
 SHARE = 0.99
 #: A limit that has been quiet for long is regained whole in so many seconds, a little at a time.
@@ -40,15 +43,19 @@ class Bucket:
         """Begins with one token: neither with a burst nor with a wait."""
         return cls(tokens=1.0, limit=limit, rate=limit)
 
-    def refilled(self, elapsed_seconds: float, quiet_seconds: float = float("inf")) -> Bucket:
+    def refilled(
+        self, elapsed_seconds: float, quiet_seconds: float = float("inf"), late_seconds: float = 0.0
+    ) -> Bucket:
         """The bucket after some time, so long after Stripe last turned calls away.
 
+        So many seconds the next call was kept waiting by nothing but the look before: they count above the capacity.
         A clock that went backwards adds nothing.
         """
         elapsed = max(elapsed_seconds, 0.0)
         growth = min(FEEL_SHARE + GROWTH_SHARE * max(quiet_seconds - FEEL_SECONDS, 0.0), 1 / RECOVERY_SECONDS)
         rate = min(self.rate + self.limit * growth * elapsed, self.limit)
-        tokens = min(self.tokens + elapsed * self.rate * SHARE, self.capacity)
+        catch_up = min(late_seconds, CATCH_UP_SECONDS) * self.rate * SHARE
+        tokens = min(self.tokens + elapsed * self.rate * SHARE, self.capacity + catch_up)
         return replace(self, tokens=tokens, rate=rate)
 
     def spent(self, calls: int) -> Bucket:
