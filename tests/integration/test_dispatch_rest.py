@@ -83,19 +83,20 @@ def test_what_a_look_takes_is_no_part_of_the_pause_behind_it(engine: Engine, dis
     assert look.again_in_seconds == pytest.approx(1 / 25 + 0.005 - (clock.seconds - began), rel=0.1)
 
 
+@pytest.mark.parametrize("looks_before", [1, 2])
 def test_a_look_that_takes_longer_than_a_call_is_followed_by_another_that_makes_up_for_it(
-    engine: Engine, dispatch: Dispatch, clock: Clock
+    engine: Engine, dispatch: Dispatch, clock: Clock, looks_before: int
 ) -> None:
     for _ in range(12):
         add_job(engine)
     clock.step_seconds = 0.2
 
-    first = dispatch.run_once()
+    looks = [dispatch.run_once() for _ in range(looks_before)]
     age(engine, 0.2, lanes)
-    second = dispatch.run_once()
+    last = dispatch.run_once()
 
-    assert (first.dispatched, first.again_in_seconds) == (1, 0)
-    assert second.dispatched > CAPACITY_TOKENS
+    assert (looks[0].dispatched, looks[-1].again_in_seconds) == (1, 0)
+    assert last.dispatched > CAPACITY_TOKENS
 
 
 def test_after_a_rest_no_more_leave_together_than_ever(engine: Engine, dispatch: Dispatch, clock: Clock) -> None:

@@ -97,8 +97,8 @@ class Allowance:
             self._changed.add(key)
 
     def emptied(self) -> dict[Endpoint, float]:
-        """The endpoints whose last token was spent, and how long until they have another."""
-        until = {key: self.buckets[key].seconds_until() for key in self._changed}
+        """The endpoints without a token, and how long until they have one."""
+        until = {key: bucket.seconds_until() for key, bucket in self.buckets.items()}
         return {key: seconds for key, seconds in until.items() if seconds > 0}
 
     def slow(self, key: Endpoint, factor: float) -> None:
