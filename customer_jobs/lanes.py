@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, func, lateral, literal, select, true, tuple_, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    and_,
+    bindparam,
+    func,
+    lateral,
+    literal,
+    select,
+    true,
+    tuple_,
+    type_coerce,
+    union_all,
+)
 from sqlalchemy.types import NullType
 
 from customer_jobs.database import Transaction
 from customer_jobs.schema import is_in_flight, is_waiting, job_account, jobs
 from customer_jobs.sql import now
+from customer_jobs.vocabulary import Priority
 
 RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
 LEASE_COUNTS_SECONDS = 3  #: A lease that ran out longer ago should have been rescued; nobody is at work on its job.
@@ -44,6 +60,14 @@ class Lane(NamedTuple):
         return Endpoint(self.credential, "", WHOLE_ACCOUNT)
 
 
+class Head(NamedTuple):
+    """What is due first in a lane, of one priority."""
+
+    lane: Lane
+    priority: int
+    due_at: datetime
+
+
 class Endpoint(NamedTuple):
     """The key of a row in `lanes`."""
 
@@ -59,19 +83,32 @@ def lanes_with_work(transaction: Transaction) -> list[Lane]:
     """The lanes in which something waits: one look into the index for each, however many jobs there are."""
     if transaction.dialect_name == "sqlite":
         return _hop_by_hop(transaction)
-    return [Lane._make(row.values()) for row in transaction.rows(_lanes_query())]
+    return list(dict.fromkeys(head.lane for head in heads_of_lanes(transaction)))
+
+
+def heads_of_lanes(transaction: Transaction) -> list[Head]:
+    """The heads of all lanes in which something waits: one look into the index for each."""
+    if transaction.dialect_name == "sqlite":
+        return [head for lane in _hop_by_hop(transaction) for head in _heads_of(transaction, lane)]
+    rows = (tuple(row.values()) for row in transaction.rows(_heads_query()))
+    return [Head(Lane(*lane), priority, due_at) for *lane, priority, due_at in rows]
 
 
 # The statements of a look are built once: building them anew took longer than executing them.
 @cache
-def _lanes_query() -> Select[Any]:
-    names = ("credential", "stripe_account", "reconciling", "kind")
-    first = select(*(column.label(name) for column, name in zip(LANE_COLUMNS, names, strict=True)))
-    lane = first.where(is_waiting()).order_by(*LANE_COLUMNS).limit(1).cte("lane", recursive=True)
-    is_behind = tuple_(*LANE_COLUMNS) > tuple_(*lane.c)
-    behind = select(*LANE_COLUMNS).where(is_waiting(), is_behind).order_by(*LANE_COLUMNS).limit(1)
-    following = lateral(behind, name="following")
-    return select(*lane.union_all(select(*following.c).select_from(lane.join(following, true()))).c)
+def _heads_query() -> Select[Any]:
+    columns = (*LANE_COLUMNS, jobs.c.priority)
+    names = (*Lane._fields, "priority", "due_at")
+    first = (
+        select(*(column.label(name) for column, name in zip((*columns, jobs.c.due_at), names, strict=True)))
+        .where(is_waiting())
+        .order_by(*columns, jobs.c.due_at)
+        .limit(1)
+    )
+    head = first.cte("head", recursive=True)
+    behind = tuple_(*columns) > tuple_(*(head.c[name] for name in names[:-1]))
+    following = lateral(first.where(behind), name="following")
+    return select(*head.union_all(select(*following.c).select_from(head.join(following, true()))).c)
 
 
 def _hop_by_hop(transaction: Transaction) -> list[Lane]:
@@ -103,6 +140,28 @@ def _next_place(transaction: Transaction, place: tuple[Any, ...]) -> dict[str, A
         if row := transaction.row(_first_place().where(*equal, column > literal(value))):
             return row
     return None
+
+
+def _heads_of(transaction: Transaction, lane: Lane) -> list[Head]:
+    rows = transaction.rows(_heads_of_lane_query(), lane._asdict())
+    return [Head(lane, row["priority"], row["due_at"]) for row in rows if row["due_at"] is not None]
+
+
+@cache
+def _heads_of_lane_query() -> CompoundSelect[Any]:
+    of_lane = [
+        column == bindparam(name, type_=column.type) for column, name in zip(LANE_COLUMNS, Lane._fields, strict=True)
+    ]
+    firsts = {
+        priority: select(func.min(jobs.c.due_at)).where(is_waiting(), *of_lane, jobs.c.priority == priority.value)
+        for priority in Priority
+    }
+    return union_all(
+        *(
+            select(literal(priority.value).label("priority"), first.scalar_subquery().label("due_at"))
+            for priority, first in firsts.items()
+        )
+    )
 
 
 def in_flight(transaction: Transaction) -> dict[Lane, int]:

@@ -308,7 +308,7 @@ def test_only_so_many_idle_lanes_are_remembered(engine: Engine) -> None:
         busy = front.lanes(transaction)
         transaction.change(delete(jobs).where(~is_in_flight()))
         front.lanes(transaction)
-        front.note_left(LEFT_UNNOTICED)
+        front.note_left(busy[-1:] * LEFT_UNNOTICED)
         front.next_jobs(transaction, {}, transaction.value(select(now())))
         idle = front.lanes(transaction)
 

@@ -52,7 +52,7 @@ class Allowance:
 
     def read(self, transaction: Transaction, wanted: Iterable[Endpoint]) -> None:
         """Read the buckets as they stand now, making the rows that are not there yet."""
-        keys = list(dict.fromkeys(wanted))
+        keys = [key for key in dict.fromkeys(wanted) if key not in self.buckets]
         if places := [place for key in keys if (place := self._places.get(key)) is not None]:
             self._read(transaction, keys, places)
         if moved := [key for key in keys if key not in self.buckets]:
@@ -80,9 +80,13 @@ class Allowance:
             if row["paused_at"] is not None:
                 self.paused.add(key)
 
+    def is_paused(self, lane: Lane) -> bool:
+        """Whether somebody has paused a lane, as far as was read."""
+        return bool(self.paused and {lane.endpoint, lane.own, lane.account} & self.paused)
+
     def calls(self, lane: Lane) -> int:
         """How many calls may leave a lane now."""
-        if {lane.endpoint, lane.own, lane.account} & self.paused:
+        if self.is_paused(lane):
             return 0
         return min(self.buckets[lane.endpoint].calls, self.buckets[lane.account].calls)
 

@@ -24,10 +24,11 @@ from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Kind
 from worker.dispatcher.allowance import Allowance
 from worker.dispatcher.ceilings import Ceilings, add, by_endpoint
 from worker.dispatcher.due import LONG_AGO, next_jobs
-from worker.dispatcher.front import Front
+from worker.dispatcher.front import NOTHING_DUE, SHORTEST_PAUSE_SECONDS, Front
 from worker.dispatcher.leader import leads
 from worker.dispatcher.limits import slowing
 from worker.dispatcher.turned_away import limited_lately
+from worker.dispatcher.turns import choose_lanes, own_accounts
 from worker.settings import Settings
 
 DISPATCH_LEASE_SECONDS = 5  #: A message that nobody took by then is taken for lost.
@@ -39,7 +40,8 @@ COUNTED_FOR = timedelta(seconds=2)  #: These moments.
 PUBLISH_PAUSE_SECONDS = 1.0  #: After a failed publish, before the next try.
 ADAPT_EVERY_SECONDS = 0.2  #: How often Stripe's answers are looked at for limits.
 SLOW_EVERY_SECONDS = 1.0  #: What Stripe says of a slower rate is heard before it is slowed again.
-UNKNOWN_AT_ONCE = 100  #: Jobs of an unknown kind that are ended in one look.
+UNKNOWN_AT_ONCE = 100  #: Jobs of an unknown kind that are ended in one look, of so many lanes.
+PAUSED_LANE_RESTS_SECONDS = 0.5  #: A pause that was lifted is noticed within a second.
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +91,6 @@ class Dispatch:
         self._publish = publish
         self._holder = holder
         self._clock = clock
-        self._looks = 0
         self._late_seconds: dict[Endpoint, float] = {}  #: See `Allowance`.
         self._front = Front(clock)
         self._places: dict[Endpoint, str | None] = {}  #: Of the rows in `lanes`, see `Allowance`.
@@ -153,15 +154,25 @@ class Dispatch:
         allowance: Allowance,
     ) -> _Taken:
         """Mark the jobs that leave now."""
-        unknown = [lane for lane in waiting if lane.kind not in set(Kind)]
-        for lane in unknown:
+        kinds = set(Kind)
+        for lane in [lane for lane in waiting if lane.kind not in kinds][:UNKNOWN_AT_ONCE]:
             _end_unknown(transaction, lane)
-        known = _in_turn([lane for lane in waiting if lane not in unknown], self._looks)
-        self._looks += 1
-        allowance.read(transaction, [key for lane in known for key in (lane.endpoint, lane.own, lane.account)])
+        known = [lane for lane in waiting if lane.kind in kinds]
+        allowance.read(transaction, [key for lane in own_accounts(known) for key in (lane.endpoint, lane.account)])
         self._adapt(transaction, allowance, present)
         flying = by_endpoint(in_flight(transaction)) if self._ceilings.any() else {}
-        wanted = {lane: min(allowance.calls(lane), room, self._ceilings.room(lane, flying)) for lane in known}
+        asked, left_out = choose_lanes(
+            sorted(known, key=lambda lane: self._front.urgency(lane, present)),
+            allowance,
+            room,
+            may_fly=lambda lane: not self._ceilings.any() or self._ceilings.room(lane, flying) > 0,
+        )
+        allowance.read(transaction, [lane.endpoint for lane in asked])
+        for lane in asked:
+            if not allowance.calls(lane):
+                seconds = allowance.seconds_until_next(lane) or PAUSED_LANE_RESTS_SECONDS
+                self._front.let_rest(lane, present + timedelta(seconds=seconds))
+        wanted = {lane: min(allowance.calls(lane), room, self._ceilings.room(lane, flying)) for lane in asked}
         found = self._front.next_jobs(transaction, wanted, present)
         order = [
             (job.priority, rank, place, job.job_id, lane)
@@ -183,16 +194,21 @@ class Dispatch:
         if not allowance.keep(transaction, self._holder):
             raise _LeadLost
         self._left.append((present, len(marked)))
-        self._front.note_left(len(marked))
         taken = {job["id"]: job for job in marked}
+        self._front.note_left(lane for job_id, lane in chosen.items() if job_id in taken)
         unserved = {lane for *_, job_id, lane in order if job_id not in chosen}
         # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
         # its later jobs, or one that waits an hour for its retry would keep the dispatcher spinning.
-        limited = [lane for lane in known if lane in unserved or len(found.get(lane, ())) == wanted[lane]]
+        limited = [lane for lane in asked if lane in unserved or len(found.get(lane, ())) == wanted[lane]]
         pauses = [allowance.seconds_until_next(lane) for lane in limited]
+        for lane in left_out.values():
+            seconds = allowance.buckets[lane.account].seconds_until()
+            # Those that were asked had less than they might have sent: others are asked at once.
+            ask_others = len(chosen) < room and self._front.urgency(lane, present) < NOTHING_DUE
+            pauses.append(SHORTEST_PAUSE_SECONDS if not seconds and ask_others else seconds)
         # None where a call might leave at once: what it waits for is a thread, a lock or a person.
         next_in_seconds = min((seconds for seconds in pauses if seconds > 0), default=None)
-        full = len(chosen) == room or any(self._ceilings.concern(lane) for lane in known)
+        full = len(chosen) == room or (self._ceilings.any() and any(self._ceilings.concern(lane) for lane in known))
         return _Taken([taken[job_id] for job_id in chosen if job_id in taken], next_in_seconds, full)
 
     def _adapt(self, transaction: Transaction, allowance: Allowance, present: datetime) -> None:
@@ -254,11 +270,6 @@ def _survey_query() -> Select[Any]:
         paused.scalar_subquery().label("paused"),
         now().label("present"),
     )
-
-
-def _in_turn(lanes: list[Lane], looks: int) -> list[Lane]:
-    first = looks % len(lanes) if lanes else 0
-    return lanes[first:] + lanes[:first]
 
 
 def _end_unknown(transaction: Transaction, lane: Lane) -> None:

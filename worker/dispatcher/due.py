@@ -17,7 +17,7 @@ from customer_jobs.sql import now
 from customer_jobs.vocabulary import Priority
 
 AGEING_SECONDS = 15 * 60  #: A job due for longer counts one priority higher.
-LANES_AT_ONCE = 25  #: In one statement, four parts each.
+LANES_AT_ONCE = 8  #: In one statement, four parts each: building a longer one holds a look up for too long.
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
