@@ -44,6 +44,7 @@ class Sizes:
     """How many of each; a peer waits for its own backoffs, so it is given fewer."""
 
     creates: int = 1000
+    accounts: tuple[int, ...] = (100, 1000)
     peers: int = 200
     slow_peers: int = 40  #: Celery's own limit lets about one call leave in a second.
     waiting: int = 100_000  #: Bulk jobs behind which an urgent one is enqueued.
@@ -59,6 +60,7 @@ class Sizes:
 
 QUICK = Sizes(
     creates=200,
+    accounts=(100, 400),
     peers=100,
     slow_peers=20,
     waiting=10_000,
@@ -141,6 +143,18 @@ def together(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
         for name, endpoint in (("creates", "create"), ("fetches", "retrieve")):
             what = f"creates and fetches at once, {counted(workers)}: {name}"
             yield Line.of_allowance(what, sizes.creates, used(log, endpoint), turned_away(log, endpoint), 0.97, 0.001)
+
+
+def accounts(postgres_url: str | None, sizes: Sizes) -> Iterator[Line]:
+    """Creates of many connected accounts, which share what their credential may send."""
+    for count in sizes.accounts:
+        creates = max(sizes.creates, 2 * count)
+        with stage(postgres_url, latency_seconds=STRIPE_SECONDS, rate_limit=RATE) as on:
+            enqueue(on.engine, creates, accounts=count)
+            on.start_workers(RATE_LIMIT_ACCOUNT=f"{RATE:.0f}")
+            log = answered(on, creates)
+        what = f"creates of {count:,} connected accounts at {RATE:.0f}/s together, 1 worker"
+        yield Line.of_allowance(what, creates, used(log), turned_away(log), 0.97, 0.001)
 
 
 def counted(workers: int) -> str:
@@ -241,6 +255,7 @@ ROWS: dict[str, Callable[[str | None, Sizes], Iterator[Line]]] = {
     "small-bucket": small_bucket,
     "cut": cut,
     "together": together,
+    "accounts": accounts,
     "urgent": urgent,
     "slow-stripe": slow_stripe,
     "unlimited": unlimited,

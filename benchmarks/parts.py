@@ -160,14 +160,20 @@ def _sandbox(directory: Path, options: Json) -> Iterator[Stripe]:
 
 
 def enqueue(
-    engine: Engine, count: int, kind: Kind = Kind.CUSTOMER_CREATE, priority: Priority = Priority.DEFAULT
+    engine: Engine,
+    count: int,
+    kind: Kind = Kind.CUSTOMER_CREATE,
+    priority: Priority = Priority.DEFAULT,
+    *,
+    accounts: int | None = None,
 ) -> None:
-    """So many jobs by one plain INSERT, committed: a producer needs nothing else."""
+    """So many jobs by one plain INSERT, committed: a producer needs nothing else; of so many connected accounts."""
     # The sandbox makes these customers up when they are asked for.
     argument = "customer_id" if kind is Kind.CUSTOMER_FETCH else "body"
     value = '"cus_sandbox_ok__id#"' if kind is Kind.CUSTOMER_FETCH else '{"email": "user-#@example.com"}'
     payload = f"""replace('{{"{argument}": {value}}}', '#', CAST(n AS text))"""
     table, json_type = "customer_jobs.jobs", "json"
+    account = "NULL" if accounts is None else f"'acct_bench' || CAST(n - n / {accounts} * {accounts} AS text)"
     numbers = f"SELECT n FROM generate_series(1, {count}) AS numbers (n)"
     if engine.dialect.name == "sqlite":
         table, json_type = "jobs", "text"
@@ -175,8 +181,8 @@ def enqueue(
         numbers = f"WITH RECURSIVE numbers (n) AS ({counting}) SELECT n FROM numbers"
     with engine.begin() as connection:
         connection.exec_driver_sql(
-            f"INSERT INTO {table} (kind, payload, priority) "
-            f"SELECT '{kind}', CAST({payload} AS {json_type}), {priority:d} FROM ({numbers}) AS numbered"
+            f"INSERT INTO {table} (kind, payload, priority, stripe_account) "
+            f"SELECT '{kind}', CAST({payload} AS {json_type}), {priority:d}, {account} FROM ({numbers}) AS numbered"
         )
 
 
