@@ -132,6 +132,13 @@ def test_what_a_look_kept_waiting_is_made_up_for_and_no_more(
     assert now.tokens == pytest.approx(min(elapsed_seconds * limit * SHARE, empty.capacity + made_up))
 
 
+@given(limit=st.floats(2, 1_000), late_seconds=st.floats(0, 10))
+def test_where_stripe_turned_calls_away_nothing_is_made_up_for(limit: float, late_seconds: float) -> None:
+    slow = bucket(limit, tokens=0).slowed()
+
+    assert slow.refilled(60, quiet_seconds=0, late_seconds=late_seconds).tokens <= slow.capacity
+
+
 def test_it_begins_with_one_call() -> None:
     assert Bucket.new(25).calls == 1
 

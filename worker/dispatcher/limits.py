@@ -54,7 +54,8 @@ class Bucket:
         elapsed = max(elapsed_seconds, 0.0)
         growth = min(FEEL_SHARE + GROWTH_SHARE * max(quiet_seconds - FEEL_SECONDS, 0.0), 1 / RECOVERY_SECONDS)
         rate = min(self.rate + self.limit * growth * elapsed, self.limit)
-        catch_up = min(late_seconds, CATCH_UP_SECONDS) * self.rate * SHARE
+        # A limiter that turns calls away forgives no burst.
+        catch_up = min(late_seconds, CATCH_UP_SECONDS) * self.rate * SHARE if self.rate == self.limit else 0.0
         tokens = min(self.tokens + elapsed * self.rate * SHARE, self.capacity + catch_up)
         return replace(self, tokens=tokens, rate=rate)
 
