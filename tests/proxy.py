@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 65536
 CALL_SECONDS = 5.0
+ROUNDS = 5  #: Of the loop, until a connection that it has just taken is among those that are known.
 LINGER_ZERO = struct.pack("ii", 1, 0)  # closing a socket with this sends RST
 
 
@@ -134,6 +135,8 @@ class Proxy:
         self._flowing.set()
 
     async def _reset(self) -> int:
+        for _ in range(ROUNDS):
+            await asyncio.sleep(0)
         broken = list(self._connections)
         for task in broken:
             task.cancel()

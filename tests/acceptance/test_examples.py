@@ -57,7 +57,8 @@ def up(example: Example, stack: Stack, directory: Path) -> Iterator[httpx.Client
         server = f"flask --app {EXAMPLES}/flask/app.py run --port {port}"
     server = server.replace(example.port, f"{port} --noreload" if example is DJANGO else port)
     with ExitStack() as programs, httpx.Client(base_url=f"http://127.0.0.1:{port}", follow_redirects=True) as client:
-        for name, command in (("server", server), ("consumer", consumer)):
+        # The server last: it is the one that is waited for.
+        for name, command in (("consumer", consumer), ("server", server)):
             words = command.split()
             words[0] = str(Path(sys.executable).with_name(words[0]))
             program = start(name, words, log=directory / f"{name}.log", env=in_terminal(settings), cwd=CHECKOUT)
