@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -173,6 +174,20 @@ def in_flight(transaction: Transaction) -> dict[Lane, int]:
 @cache
 def _in_flight_query() -> Select[Any]:
     return select(*LANE_COLUMNS, func.count()).where(is_leased()).group_by(*LANE_COLUMNS)
+
+
+def by_endpoint(counts: Mapping[Lane, int]) -> dict[Endpoint, int]:
+    """What the lanes count, summed up for each endpoint and for each whole account."""
+    summed: dict[Endpoint, int] = {}
+    for lane, count in counts.items():
+        add(summed, lane, count)
+    return summed
+
+
+def add(summed: dict[Endpoint, int], lane: Lane, count: int = 1) -> None:
+    """Count more jobs of a lane."""
+    for key in (lane.endpoint, lane.account):
+        summed[key] = summed.get(key, 0) + count
 
 
 def is_leased() -> ColumnElement[bool]:

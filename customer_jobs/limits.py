@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,7 +10,7 @@ from sqlalchemy import func, null, select, update
 from customer_jobs.database import Transaction
 from customer_jobs.errors import InvalidJob
 from customer_jobs.holds import account_of, holds
-from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, in_flight, lanes_with_work
+from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, by_endpoint, in_flight, lanes_with_work
 from customer_jobs.schema import attempts, credentials, is_waiting, jobs, lanes
 from customer_jobs.sql import now
 
@@ -41,8 +40,8 @@ def limits(transaction: Transaction) -> list[Limit]:
     """Every limit that jobs have met or wait for."""
     what_holds = holds(transaction)
     rows = what_holds.endpoints
-    waiting = _summed({lane: _waiting(transaction, lane) for lane in lanes_with_work(transaction)})
-    flying = _summed(in_flight(transaction))
+    waiting = by_endpoint({lane: _waiting(transaction, lane) for lane in lanes_with_work(transaction)})
+    flying = by_endpoint(in_flight(transaction))
     paused = {account_of(name) for name, row in what_holds.credentials.items() if row["paused_at"] is not None}
     answers = _answers(transaction)
     found = []
@@ -135,12 +134,3 @@ def _answers(transaction: Transaction) -> dict[Endpoint, tuple[int, int]]:
             before = found.get(key, (0, 0))
             found[key] = (before[0] + calls, before[1] + limited)
     return found
-
-
-def _summed(counts: Mapping[Lane, int]) -> dict[Endpoint, int]:
-    """What the lanes count, for each endpoint and for each whole account."""
-    summed: dict[Endpoint, int] = {}
-    for lane, count in counts.items():
-        for key in (lane.endpoint, lane.account):
-            summed[key] = summed.get(key, 0) + count
-    return summed

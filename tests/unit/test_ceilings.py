@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from customer_jobs.lanes import Lane
-from worker.dispatcher.ceilings import Ceilings, by_endpoint
+from customer_jobs.lanes import Lane, by_endpoint
+from worker.dispatcher.ceilings import Ceilings
 
 CREATES = Lane("default", "", reconciling=False, kind="customer.create")
 FETCHES = Lane("default", "", reconciling=False, kind="customer.fetch")

@@ -38,17 +38,3 @@ class Ceilings:
         """How many more jobs of a lane may be in flight."""
         rooms = (self._ceilings.get(key, self._most) - flying.get(key, 0) for key in (lane.endpoint, lane.account))
         return max(int(min(rooms)), 0)
-
-
-def by_endpoint(counts: Mapping[Lane, int]) -> dict[Endpoint, int]:
-    """What the lanes have in flight, for each endpoint and for each whole account."""
-    summed: dict[Endpoint, int] = {}
-    for lane, count in counts.items():
-        add(summed, lane, count)
-    return summed
-
-
-def add(flying: dict[Endpoint, int], lane: Lane, count: int = 1) -> None:
-    """Count more jobs of a lane among those in flight."""
-    for key in (lane.endpoint, lane.account):
-        flying[key] = flying.get(key, 0) + count

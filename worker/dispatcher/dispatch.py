@@ -16,14 +16,14 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, reading, writing
-from customer_jobs.lanes import Endpoint, Lane, in_flight, is_leased
+from customer_jobs.lanes import Endpoint, Lane, add, by_endpoint, in_flight, is_leased
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import credentials, jobs, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Kind
 from worker.dispatcher.allowance import Allowance
-from worker.dispatcher.ceilings import Ceilings, add, by_endpoint
-from worker.dispatcher.due import LONG_AGO, next_jobs
+from worker.dispatcher.ceilings import Ceilings
+from worker.dispatcher.due import LONG_AGO, Candidate, next_jobs
 from worker.dispatcher.front import NOTHING_DUE, SHORTEST_PAUSE_SECONDS, Front
 from worker.dispatcher.leader import leads
 from worker.dispatcher.limits import slowing
@@ -128,14 +128,17 @@ class Dispatch:
             with writing(self._engine) as transaction:
                 lifecycle.take_back(transaction, [job["id"] for job in taken.jobs], token=token)
             return Look(0, PUBLISH_PAUSE_SECONDS, taken.full, broker_away=True)
+        return Look(len(taken.jobs), self._pause_after(taken, allowance, self._clock() - began), taken.full)
+
+    def _pause_after(self, taken: _Taken, allowance: Allowance, took_seconds: float) -> float | None:
+        """Until the next look, after one that took so long: buckets filled meanwhile."""
         pauses = [self._front.seconds_until_whole] if self._front.seconds_until_whole else []
         if taken.next_in_seconds is not None:
-            took_seconds = self._clock() - began  # Buckets filled meanwhile.
             pauses.append(max(taken.next_in_seconds - took_seconds, 0.0))
             if taken.next_in_seconds < took_seconds:
                 until = allowance.emptied()
                 self._late_seconds = {key: max(took_seconds - seconds, 0.0) for key, seconds in until.items()}
-        return Look(len(taken.jobs), min(pauses, default=None), taken.full)
+        return min(pauses, default=None)
 
     def _room(self, survey: Mapping[str, Any]) -> int:
         """How many jobs the threads of live workers can take."""
@@ -168,12 +171,46 @@ class Dispatch:
             may_fly=lambda lane: not self._ceilings.any() or self._ceilings.room(lane, flying) > 0,
         )
         allowance.read(transaction, [lane.endpoint for lane in asked])
+        self._let_rest(asked, allowance, present)
+        wanted = {lane: min(allowance.calls(lane), room, self._ceilings.room(lane, flying)) for lane in asked}
+        found = self._front.next_jobs(transaction, wanted, present)
+        chosen = self._choose(found, room, allowance, flying)
+        marked = (
+            lifecycle.mark_dispatched(transaction, list(chosen), token=token, lease_seconds=DISPATCH_LEASE_SECONDS)
+            if chosen
+            else []
+        )
+        if not allowance.keep(transaction, self._holder):
+            raise _LeadLost
+        self._left.append((present, len(marked)))
+        taken = {job["id"]: job for job in marked}
+        self._front.note_left(lane for job_id, lane in chosen.items() if job_id in taken)
+        # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
+        # its later jobs, or one that waits an hour for its retry would keep the dispatcher spinning.
+        unserved = {lane for lane, jobs_of in found.items() if any(job.job_id not in chosen for job in jobs_of)}
+        limited = [lane for lane in asked if lane in unserved or len(found.get(lane, ())) == wanted[lane]]
+        pauses = [allowance.seconds_until_next(lane) for lane in limited]
+        for lane in left_out.values():
+            seconds = allowance.buckets[lane.account].seconds_until()
+            # Those that were asked had less than they might have sent: others are asked at once.
+            ask_others = len(chosen) < room and self._front.urgency(lane, present) < NOTHING_DUE
+            pauses.append(SHORTEST_PAUSE_SECONDS if not seconds and ask_others else seconds)
+        # None where a call might leave at once: what it waits for is a thread, a lock or a person.
+        next_in_seconds = min((seconds for seconds in pauses if seconds > 0), default=None)
+        full = len(chosen) == room or (self._ceilings.any() and any(self._ceilings.concern(lane) for lane in known))
+        return _Taken([taken[job_id] for job_id in chosen if job_id in taken], next_in_seconds, full)
+
+    def _let_rest(self, asked: Sequence[Lane], allowance: Allowance, present: datetime) -> None:
+        """Pass by for a while those that may send nothing now."""
         for lane in asked:
             if not allowance.calls(lane):
                 seconds = allowance.seconds_until_next(lane) or PAUSED_LANE_RESTS_SECONDS
                 self._front.let_rest(lane, present + timedelta(seconds=seconds))
-        wanted = {lane: min(allowance.calls(lane), room, self._ceilings.room(lane, flying)) for lane in asked}
-        found = self._front.next_jobs(transaction, wanted, present)
+
+    def _choose(
+        self, found: Mapping[Lane, Sequence[Candidate]], room: int, allowance: Allowance, flying: dict[Endpoint, int]
+    ) -> dict[str, Lane]:
+        """The jobs that leave now, in order, and the lane of each: by priority, then one of each lane in turn."""
         order = [
             (job.priority, rank, place, job.job_id, lane)
             for place, (lane, candidates) in enumerate(found.items())
@@ -186,30 +223,7 @@ class Dispatch:
                 chosen[job_id] = lane
                 allowance.spend(lane)
                 add(flying, lane)
-        marked = (
-            lifecycle.mark_dispatched(transaction, list(chosen), token=token, lease_seconds=DISPATCH_LEASE_SECONDS)
-            if chosen
-            else []
-        )
-        if not allowance.keep(transaction, self._holder):
-            raise _LeadLost
-        self._left.append((present, len(marked)))
-        taken = {job["id"]: job for job in marked}
-        self._front.note_left(lane for job_id, lane in chosen.items() if job_id in taken)
-        unserved = {lane for *_, job_id, lane in order if job_id not in chosen}
-        # A lane that gave all it was asked for may have more. One that did not has nothing due: the clock looks after
-        # its later jobs, or one that waits an hour for its retry would keep the dispatcher spinning.
-        limited = [lane for lane in asked if lane in unserved or len(found.get(lane, ())) == wanted[lane]]
-        pauses = [allowance.seconds_until_next(lane) for lane in limited]
-        for lane in left_out.values():
-            seconds = allowance.buckets[lane.account].seconds_until()
-            # Those that were asked had less than they might have sent: others are asked at once.
-            ask_others = len(chosen) < room and self._front.urgency(lane, present) < NOTHING_DUE
-            pauses.append(SHORTEST_PAUSE_SECONDS if not seconds and ask_others else seconds)
-        # None where a call might leave at once: what it waits for is a thread, a lock or a person.
-        next_in_seconds = min((seconds for seconds in pauses if seconds > 0), default=None)
-        full = len(chosen) == room or (self._ceilings.any() and any(self._ceilings.concern(lane) for lane in known))
-        return _Taken([taken[job_id] for job_id in chosen if job_id in taken], next_in_seconds, full)
+        return chosen
 
     def _adapt(self, transaction: Transaction, allowance: Allowance, present: datetime) -> None:
         """Slow down what Stripe's answers of the last second say is too fast; each limit once a second at most."""
