@@ -29,19 +29,26 @@ CLOCK_TICKS_PER_SECOND = 100  #: What Linux counts a process's time in, on every
 
 
 def of_the_table(postgres_url: str | None, count: int) -> Iterator[Line]:
-    """Creates a second with no limit and a Stripe that answers at once, beside a bare task's."""
-    with stage(None) as on:
-        peers.publish(on.redis_url, peers.bare.name, count)
-        peers.start(on)
-        bare = speed(answered(on, count))
-    yield Line("limits off: a bare task without a table", count, bare, "/s", None)
+    """Creates a second with no limit and a Stripe that answers at once, beside a bare task's before and after them."""
+    before = of_a_bare_task(count)
     with stage(postgres_url) as on:
         enqueue(on.engine, count)
         on.start_workers(RATE_LIMIT_CREATE=NO_LIMIT, RATE_LIMIT_ACCOUNT=NO_LIMIT)
         log = answered(on, count)
+    # A machine that others use, too, is not as fast all the time.
+    bare = statistics.mean([before, of_a_bare_task(count)])
     ratio = speed(log) / bare
+    yield Line("limits off: a bare task without a table", 2 * count, bare, "/s", None)
     yield Line("limits off, 1 worker", count, speed(log), "/s", turned_away(log))
     yield Line("  against the bare task", count, ratio, "x", None, ">= 0.45 x", reached=ratio >= 0.45)
+
+
+def of_a_bare_task(count: int) -> float:
+    """Creates a second."""
+    with stage(None) as on:
+        peers.publish(on.redis_url, peers.bare.name, count)
+        peers.start(on)
+        return speed(answered(on, count))
 
 
 class Table:
