@@ -153,8 +153,7 @@ class Dispatcher:
         self._wakeup.awaiting_room = True
         began = time.monotonic()
         look = self._dispatch.run_once() if self._leads.is_set() else Look(0, leads=False)
-        ended = time.monotonic()
-        self._looked_at = ended if look.leads else None
+        self._looked_at = time.monotonic() if look.leads else None
         self._wakeup.awaiting_room = look.full
         if look.full and look.dispatched:
             self._stopped.wait(max(began + GATHER_JOBS_SECONDS - time.monotonic(), 0))
@@ -163,7 +162,7 @@ class Dispatcher:
             self._stopped.wait(PUBLISH_PAUSE_SECONDS)
             return
         pause = CLOCK_SECONDS if look.again_in_seconds is None else min(look.again_in_seconds, CLOCK_SECONDS)
-        self._wakeup.jobs.wait(max(ended + pause - time.monotonic(), 0))
+        self._wakeup.jobs.wait(pause)
 
     def _relay_once(self) -> None:
         self._wakeup.events.clear()
