@@ -33,7 +33,7 @@ class Pipeline:
     def xadd(self, _: str, fields: dict[str, str]) -> None:
         self._asked.append(fields)
 
-    def execute(self) -> None:
+    def execute(self, **_: Any) -> list[str]:
         seam("before XADD")
         away, self._stream.away = self._stream.away, None
         if away != "before":
@@ -41,6 +41,7 @@ class Pipeline:
         if away is not None:
             raise redis.ConnectionError("away")
         seam("after XADD")
+        return [f"{number}-0" for number, _ in enumerate(self._asked)]
 
 
 class Leases:
