@@ -94,14 +94,16 @@ class Producers:
         for app in self._apps:
             app.engine.dispose()
 
-    def begin(self, batch: Sequence[Order]) -> list[Future[None]]:
-        """Let both begin to enqueue the batch; each result is there when its app has."""
+    def begin(self, batch: Sequence[Order], after_seconds: float = 0.0) -> list[Future[None]]:
+        """Let both begin to enqueue the batch, after that time; each result is there when its app has."""
         twice = [order for order in batch if order.twice]
         once = [order for order in batch if not order.twice]
         shares = (twice + once[::2], twice + once[1::2])
-        return [self._threads.submit(self._work, app, share) for app, share in zip(self._apps, shares, strict=True)]
+        pairs = zip(self._apps, shares, strict=True)
+        return [self._threads.submit(self._work, app, share, after_seconds) for app, share in pairs]
 
-    def _work(self, app: CustomerJobs, share: Sequence[Order]) -> None:
+    def _work(self, app: CustomerJobs, share: Sequence[Order], after_seconds: float) -> None:
+        time.sleep(after_seconds)
         for order in share:
             self.ids[order.number].add(self._enqueue(app, order))
 
