@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from customer_jobs.database import Transaction
-from customer_jobs.lanes import LANE_COLUMNS, WHOLE_ACCOUNT, Endpoint, Lane
+from customer_jobs.lanes import LANE_COLUMNS, WHOLE_ACCOUNT, Endpoint, Lane, account_of
 from customer_jobs.schema import credentials, is_in_flight, is_waiting, jobs, lanes, leases, workers
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import KEY_REFUSED, WORKER_SILENT_SECONDS, Lease, State
@@ -125,11 +125,6 @@ def held_jobs(transaction: Transaction, job_ids: Iterable[str]) -> dict[str, Hol
 def endpoint_of(row: Row) -> Endpoint:
     """The key of a row in `lanes`."""
     return Endpoint(row["credential"], row["stripe_account"], row["kind"])
-
-
-def account_of(credential: str) -> Endpoint:
-    """The key of the row that stands for everything a credential does."""
-    return Endpoint(credential, "", WHOLE_ACCOUNT)
 
 
 def _paused(what: str, row: Row, remedy: str) -> Hold:

@@ -58,7 +58,7 @@ class Lane(NamedTuple):
     @property
     def account(self) -> Endpoint:
         """The row of the whole credential."""
-        return Endpoint(self.credential, "", WHOLE_ACCOUNT)
+        return account_of(self.credential)
 
 
 class Head(NamedTuple):
@@ -75,6 +75,11 @@ class Endpoint(NamedTuple):
     credential: str
     stripe_account: str
     kind: str
+
+
+def account_of(credential: str) -> Endpoint:
+    """The key of the row that stands for everything a credential does."""
+    return Endpoint(credential, "", WHOLE_ACCOUNT)
 
 
 LANE_COLUMNS = (jobs.c.credential, job_account, jobs.c.reconciling, jobs.c.kind)

@@ -9,8 +9,8 @@ from sqlalchemy import func, null, select, update
 
 from customer_jobs.database import Transaction
 from customer_jobs.errors import InvalidJob
-from customer_jobs.holds import account_of, holds
-from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, by_endpoint, in_flight, lanes_with_work
+from customer_jobs.holds import holds
+from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, account_of, by_endpoint, in_flight, lanes_with_work
 from customer_jobs.schema import attempts, credentials, is_waiting, jobs, lanes
 from customer_jobs.sql import now
 

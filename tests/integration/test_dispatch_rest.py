@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from customer_jobs.embedded import wait_until
 from customer_jobs.schema import lanes
-from tests.builders import add_fetch, add_job, add_worker, age, lead, rows, settings_for
+from tests.builders import Clock, add_fetch, add_job, add_worker, age, lead, rows, settings_for
 from worker.dispatcher import Dispatcher
 from worker.dispatcher.dispatch import PUBLISH_PAUSE_SECONDS, Dispatch
 from worker.dispatcher.limits import CAPACITY_TOKENS
@@ -23,18 +23,6 @@ SETTINGS = {
     "stripe_api_keys": {"default": "sk_test_shop"},
     "rate_limit_account": 50,
 }
-
-
-class Clock:
-    """It stands still, unless a look is to take long."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.step_seconds = 0.0  #: What passes between two questions.
-
-    def __call__(self) -> float:
-        self.seconds += self.step_seconds
-        return self.seconds
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from customer_jobs.database import writing
 from customer_jobs.schema import is_in_flight, jobs, lanes
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import State
-from tests.builders import add_fetch, add_job, add_worker, later, lead, settings_for
+from tests.builders import Clock, add_fetch, add_job, add_worker, later, lead, settings_for
 from worker.dispatcher.dispatch import Dispatch
 from worker.dispatcher.front import IDLE_LANES, LEFT_UNNOTICED, Front
 
@@ -24,19 +24,9 @@ PLENTY = 500  #: Threads, so that none holds a job back.
 LEFT = 1000  #: Jobs that left while a transaction was open.
 #: What a statement touches that finds a few rows by an index; what a row of `lanes` was before fills more.
 FEW_PAGES = 24
+STEP_SECONDS = 0.1  #: Of the clock, with every question: a look from the beginning is not repeated for some seconds.
 
 on_postgresql = pytest.mark.parametrize("database", ["postgresql"])
-
-
-class Clock:
-    """Every question takes a tenth of a second: a look from the beginning is not repeated for some seconds."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        self.seconds += 0.1
-        return self.seconds
 
 
 class Table:
@@ -44,7 +34,7 @@ class Table:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.clock = Clock()
+        self.clock = Clock(STEP_SECONDS)
         self.again_in_seconds: float | None = None
         self._published: list[str] = []
         add_worker(engine, PLENTY)
@@ -301,7 +291,7 @@ def test_a_backlog_leaves_without_a_look_from_the_beginning(engine: Engine, tabl
 
 @on_postgresql
 def test_only_so_many_idle_lanes_are_remembered(engine: Engine) -> None:
-    front = Front(Clock())
+    front = Front(Clock(STEP_SECONDS))
     for number in range(IDLE_LANES + 5):
         add_job(engine, stripe_account=f"acct_{number:03}")
     with writing(engine) as transaction:

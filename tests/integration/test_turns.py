@@ -15,23 +15,13 @@ from customer_jobs.lanes import Head, Lane, heads_of_lanes, lanes_with_work
 from customer_jobs.schema import is_in_flight, jobs, lanes
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import State
-from tests.builders import add_fetch, add_job, add_worker, age, job_row, lead, settings_for
+from tests.builders import Clock, add_fetch, add_job, add_worker, age, job_row, lead, settings_for
 from worker.dispatcher.dispatch import Dispatch
 from worker.dispatcher.front import FEW_LANES, SHORTEST_PAUSE_SECONDS
 
 MANY = FEW_LANES + 15  #: Lanes: a look cannot know what is due in each.
 SLOTS = 50
-
-
-class Clock:
-    """Every question takes a millisecond: a look from the beginning is not repeated at once."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        self.seconds += 0.001
-        return self.seconds
+STEP_SECONDS = 0.001  #: Of the clock, with every question: a look from the beginning is not repeated at once.
 
 
 class Table:
@@ -39,7 +29,7 @@ class Table:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.clock = Clock()
+        self.clock = Clock(STEP_SECONDS)
         self.again_in_seconds: float | None = None
         self._published: list[str] = []
         add_worker(engine, SLOTS)
