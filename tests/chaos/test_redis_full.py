@@ -20,7 +20,7 @@ from customer_jobs.broker import PREFIX, QUEUE
 from customer_jobs.embedded import wait_until
 from customer_jobs.events import DEFAULT_STREAM
 from tests.acceptance.stack import CHECKOUT, email, send_message
-from tests.integration.test_cli_local import command, get, workers
+from tests.integration.test_cli_local import command, creates, get, workers
 from worker.process import THREADS
 
 SOON_SECONDS = 60.0
@@ -61,7 +61,7 @@ def test_a_full_redis_ends_no_worker_and_no_job_is_lost(tmp_path: Path) -> None:
         # needs room there.
         post(f"{stripe}/_sandbox/hold")
         made = [create(jobs) for _ in range(20)]
-        wait_until(lambda: len(get(f"{stripe}/_sandbox/requests")) == THREADS, SOON_SECONDS, "every thread waits")
+        wait_until(lambda: len(creates(stripe)) == THREADS, SOON_SECONDS, "every thread waits")
         send_message(redis_url, made[0].kind, made[0].id, task_id=made[0].id)
         asked = str(uuid.uuid4())
         fetch = {"kind": "customer.fetch", "payload": {"customer_id": FETCHED}}
