@@ -132,8 +132,9 @@ def _claim(transaction: Transaction, job: Job) -> Claim:
     request = request_of(row)
     creates = job.kind == Kind.CUSTOMER_CREATE
     sending = Sending(request.frozen(), WORKER, request.idempotency_key if creates else None, may_create=creates)
-    lifecycle.mark_dispatched(transaction, [job.id], token=str(uuid.uuid4()), lease_seconds=LEASE_SECONDS)
-    held = lifecycle.claim(transaction, job.id, worker=WORKER, sending=sending)
+    token = str(uuid.uuid4())
+    lifecycle.mark_dispatched(transaction, [job.id], token=token, lease_seconds=LEASE_SECONDS)
+    held = lifecycle.claim(transaction, row | {"lease_token": token}, worker=WORKER, sending=sending)
     assert held is not None  # noqa: S101 - dispatched in this very transaction
     return held
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, Interval, Table, func, insert, literal, select, type_coerce, update
 
 from customer_jobs import lifecycle
-from customer_jobs.database import reading, writing
+from customer_jobs.database import Transaction, reading, writing
 from customer_jobs.lifecycle import Claim, Entry, Sending, Success
 from customer_jobs.request import Request
 from customer_jobs.sandbox import Sandbox
@@ -82,13 +82,20 @@ def dispatched(engine: Engine, job_id: str | None = None, *, lease_seconds: floa
     return job_id
 
 
+def as_read(transaction: Transaction, job_id: str) -> Row:
+    """The job as a worker reads it before it claims it."""
+    row = lifecycle.read(transaction, job_id)
+    assert row is not None
+    return row
+
+
 def claimed(engine: Engine, job_id: str | None = None, *, may_create: bool = True, worker: str = "w1") -> Claim:
     """The claim of an attempt that is under way."""
     job_id = dispatched(engine, job_id)
     key = f"customer-jobs-{job_id}" if may_create else None
     sending = Sending('{"email": "jenny.rosen@example.com"}', SENT_TO, key, may_create)
     with writing(engine) as transaction:
-        held = lifecycle.claim(transaction, job_id, worker=worker, sending=sending)
+        held = lifecycle.claim(transaction, as_read(transaction, job_id), worker=worker, sending=sending)
     assert held is not None
     return held
 

@@ -145,7 +145,7 @@ class Runner:
         )
         # What is looked for is read together with the claim: a look that cannot even begin uses up no attempt.
         with (writing if job["reconciling"] else alone)(self._engine) as transaction:
-            held = _claim_as_read(transaction, job, worker, sending)
+            held = lifecycle.claim(transaction, job, worker=worker, sending=sending)
             if held is None:
                 return None
             search = search_for(transaction, held, request.params) if job["reconciling"] else None
@@ -215,7 +215,7 @@ class Runner:
         self, job: Mapping[str, Any], success: Success, worker: str
     ) -> tuple[Claim, Recorded] | None:
         with writing(self._engine) as transaction:
-            held = _claim_as_read(transaction, job, worker, None)
+            held = lifecycle.claim(transaction, job, worker=worker, sending=None)
             if held is None:
                 return None
             lifecycle.succeed(transaction, held, success, Entry(Verdict.SUCCEEDED))
@@ -224,7 +224,7 @@ class Runner:
     def _refuse(self, job: Mapping[str, Any], problem: Problem, worker: str) -> tuple[Claim, Recorded] | None:
         """End a job that must not be sent: the attempt is in the ledger, Stripe never heard of it."""
         with writing(self._engine) as transaction:
-            held = _claim_as_read(transaction, job, worker, None)
+            held = lifecycle.claim(transaction, job, worker=worker, sending=None)
             if held is None:
                 return None
             return held, fail(transaction, held, entry_of(Verdict.FAILED, problem), problem)
@@ -244,12 +244,6 @@ class Runner:
                     raise
                 log.warning("answer not recorded yet", job_id=held.job["id"])
                 time.sleep(RECORD_PAUSE_SECONDS)
-
-
-def _claim_as_read(
-    transaction: Transaction, job: Mapping[str, Any], worker: str, sending: Sending | None
-) -> Claim | None:
-    return lifecycle.claim(transaction, job["id"], worker=worker, sending=sending, dispatched_as=job["lease_token"])
 
 
 def _sent_elsewhere(job: Mapping[str, Any], identities: tuple[str, ...]) -> bool:

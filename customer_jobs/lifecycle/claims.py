@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Executable, FromClause, Update, bindparam, case, func, select, true, update
-from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy import Executable, FromClause, bindparam, case, func, select, true, update
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from customer_jobs.database import Transaction, given, inserting, named
 from customer_jobs.lifecycle.attempt import Claim, Row, Sending
@@ -37,61 +38,57 @@ def _reading() -> Executable:
     )
 
 
-def claim(
-    transaction: Transaction, job_id: str, *, worker: str, sending: Sending | None, dispatched_as: str | None = None
-) -> Claim | None:
+def claim(transaction: Transaction, job: Mapping[str, Any], *, worker: str, sending: Sending | None) -> Claim | None:
     """Take a dispatched job for one attempt, or None: somebody else has it, or it is no longer to be done.
 
-    What is about to be sent to Stripe is written down before it is sent; `sending` is None where nothing will be sent.
-    `dispatched_as` is the lease token that the job had when it was read: what was decided then no longer holds once the
-    job has been on its way again meanwhile.
+    `job` is its row as it was read: what was decided then no longer holds once the job, meanwhile, has been on its way
+    again, under another lease token. What is about to be sent to Stripe is written down before it is sent; `sending` is
+    None where nothing will be sent.
     """
     token = str(uuid.uuid4())
-    job = {"id": job_id, "lease_token": token}
-    how = _How(as_read=dispatched_as is not None)
-    if dispatched_as is not None:
-        job |= {"dispatched_as": dispatched_as}
+    claimed = {"id": job["id"], "lease_token": token, "dispatched_as": job["lease_token"]}
+    how = _How()
     if sending is not None:
-        how = how._replace(sends=True, may_create=sending.may_create, uses_attempt=sending.uses_attempt)
-        job |= {"params": sending.params, "sent_to": sending.sent_to}
+        how = _How(sends=True, may_create=sending.may_create, uses_attempt=sending.uses_attempt)
+        claimed |= {"params": sending.params, "sent_to": sending.sent_to}
     attempt = {
-        "job_id": job_id,
+        "job_id": job["id"],
         # Until its end is recorded a create may have been executed: a crash leaves the truth behind.
         "ambiguous": how.may_create,
         "idempotency_key": sending.idempotency_key if sending is not None else None,
         "worker": worker,
     }
-    begun = _begin(transaction, how, named(jobs, job), named(attempts, attempt))
+    begun = _begin(transaction, how, named(jobs, claimed), named(attempts, attempt))
     if begun is None:
         return None
     number, began_at = begun.pop("number"), begun.pop("began_at")
-    return Claim(begun, lease_token=token, number=number, started_at=began_at)
+    return Claim({**job, **begun}, lease_token=token, number=number, started_at=began_at)
 
 
 class _How(NamedTuple):
-    as_read: bool
     sends: bool = False
     may_create: bool = False
     uses_attempt: bool = True
 
 
 def _begin(transaction: Transaction, how: _How, job: Row, attempt: Row) -> Row | None:
-    """The job's row and, beside its columns, `number` and `began_at` of the attempt."""
+    """What the claim changed of the job and, beside it, `number` and `began_at` of the attempt."""
     if transaction.dialect_name != "sqlite":
         return transaction.row(_beginning_in_one(how), job | attempt)
-    row = transaction.row(_claiming(how).returning(*jobs.c), job)
+    row = transaction.row(_claiming(how), job)
     return None if row is None else row | transaction.rows(_beginning("sqlite"), attempt)[0]
 
 
 @cache
 def _beginning_in_one(how: _How) -> Executable:
-    claimed = _claiming(how).returning(*jobs.c).cte("claimed")
+    claimed = _claiming(how).cte("claimed")
     begun = _beginning("postgresql", beside=claimed).cte("begun")
     return select(*claimed.c, *begun.c).join_from(claimed, begun, true())
 
 
 @cache
-def _claiming(how: _How) -> Update:
+def _claiming(how: _How) -> ReturningUpdate[Any]:
+    """Returns the columns that it changes."""
     values: dict[str, Any] = {
         "state": State.RUNNING,
         "lease_token": given(jobs.c.lease_token),
@@ -107,10 +104,11 @@ def _claiming(how: _How) -> Update:
         values["sent_to"] = case((jobs.c.first_sent_at.is_(None), given(jobs.c.sent_to)), else_=jobs.c.sent_to)
     if how.may_create:
         values["first_sent_at"] = func.coalesce(jobs.c.first_sent_at, now())
-    conditions = [jobs.c.id == given(jobs.c.id), jobs.c.state == State.DISPATCHED]
-    if how.as_read:
-        conditions.append(jobs.c.lease_token == bindparam("jobs_dispatched_as", type_=jobs.c.lease_token.type))
-    return update(jobs).where(*conditions).values(values)
+    is_as_read = jobs.c.lease_token == bindparam("jobs_dispatched_as", type_=jobs.c.lease_token.type)
+    conditions = (jobs.c.id == given(jobs.c.id), jobs.c.state == State.DISPATCHED, is_as_read)
+    claiming = update(jobs).where(*conditions).values(values)
+    returning: ReturningUpdate[Any] = claiming.returning(*(jobs.c[name] for name in values))
+    return returning
 
 
 @cache

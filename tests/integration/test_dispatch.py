@@ -23,6 +23,7 @@ from tests.builders import (
     add_job,
     add_worker,
     age,
+    as_read,
     change,
     claimed,
     dispatched,
@@ -483,7 +484,7 @@ def test_what_cannot_be_published_waits_again_and_uses_no_attempt(engine: Engine
         published.append(jobs[0][1])
         # Its message arrived, and a worker was fast.
         with writing(engine) as transaction:
-            assert lifecycle.claim(transaction, published[0], worker="w1", sending=None)
+            assert lifecycle.claim(transaction, as_read(transaction, published[0]), worker="w1", sending=None)
         raise ConnectionError("the broker is away")
 
     look = Dispatch(engine, settings_for(), publish, holder="holder").run_once()

@@ -30,6 +30,7 @@ from tests.builders import (
     add_job,
     add_worker,
     age,
+    as_read,
     claimed,
     dispatched,
     entry,
@@ -231,7 +232,7 @@ def test_the_message_of_a_late_leader_is_one_too_many_and_claims_nothing(engine:
 def claim_again(engine: Engine, job_id: str) -> object:
     sending = Sending("{}", SENT_TO, f"customer-jobs-{job_id}", may_create=True)
     with writing(engine) as transaction:
-        return lifecycle.claim(transaction, job_id, worker="w2", sending=sending)
+        return lifecycle.claim(transaction, as_read(transaction, job_id), worker="w2", sending=sending)
 
 
 @TAKES_OVER

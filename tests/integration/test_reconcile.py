@@ -19,7 +19,20 @@ from customer_jobs.request import Request
 from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import credentials, customers, jobs, lanes
 from customer_jobs.sql import now
-from tests.builders import EMAIL, Worker, add_job, change, create, dispatched, events_of, job_row, later, ledger, rows
+from tests.builders import (
+    EMAIL,
+    Worker,
+    add_job,
+    as_read,
+    change,
+    create,
+    dispatched,
+    events_of,
+    job_row,
+    later,
+    ledger,
+    rows,
+)
 from worker.answers import Answer
 from worker.dispatcher import upkeep
 from worker.dispatcher.limits import Bucket
@@ -231,7 +244,7 @@ def test_a_look_may_be_abandoned_too(engine: Engine, worker: Worker, sandbox: Sa
     dispatched(engine, job_id)
     with writing(engine) as transaction:  # A worker claims it for a look, and is heard of no more.
         looks_for_it = lifecycle.Sending("{}", "key", None, may_create=False, uses_attempt=False)
-        assert lifecycle.claim(transaction, job_id, worker="w2", sending=looks_for_it)
+        assert lifecycle.claim(transaction, as_read(transaction, job_id), worker="w2", sending=looks_for_it)
     later(engine, 20, job_id)
     rescue(worker)
     sandbox.release()

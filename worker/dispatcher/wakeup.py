@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy import Engine
 
 SQLITE_LOOK_SECONDS = 0.05  #: One PRAGMA; a twentieth of a second is not noticed by a person.
+LISTEN_SECONDS = 0.5  #: Between two looks at whether this is to end.
 RECONNECT_SECONDS = 1.0  #: Pause before listening anew; the dispatchers' clocks go on meanwhile.
 
 log = structlog.get_logger(__name__)
@@ -29,9 +30,15 @@ class Wakeup:
 
     def job_ended(self) -> None:
         """Wake who publishes its event and, if that was awaited, who gives its thread the next job."""
-        self.events.set()
+        _ring(self.events)
         if self.awaiting_room:
-            self.jobs.set()
+            _ring(self.jobs)
+
+
+def _ring(bell: threading.Event) -> None:
+    # One that rings already is heard before its listener looks.
+    if not bell.is_set():
+        bell.set()
 
 
 def listen(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Event) -> None:
@@ -51,7 +58,7 @@ def _watch_postgresql(engine: Engine, channel: str, wakeup: Wakeup, stopped: thr
         connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
         wakeup.ring()  # What was committed while nobody listened.
         while not stopped.is_set():
-            for notification in connection.notifies(timeout=0.5, stop_after=1):
+            for notification in connection.notifies(timeout=LISTEN_SECONDS):
                 (wakeup.jobs.set if notification.payload == "jobs" else wakeup.job_ended)()
 
 
