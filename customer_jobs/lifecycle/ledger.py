@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import cache
 from itertools import takewhile
@@ -23,7 +23,7 @@ def complete_attempt(transaction: Transaction, held: Claim, entry: Entry) -> Non
 
 
 def of_attempt(held: Claim, entry: Entry) -> Row:
-    return named(attempts, {"job_id": held.job["id"], "number": held.number} | asdict(entry))
+    return named(attempts, {"job_id": held.job["id"], "number": held.number} | vars(entry))
 
 
 @cache
