@@ -17,6 +17,7 @@ from customer_jobs.errors import CustomerJobsError, InvalidSetting
 from customer_jobs.stream import redis_url
 from customer_jobs.vocabulary import Kind, State
 from worker import process
+from worker.core import keep_to_one_core
 from worker.dispatcher import Dispatcher
 from worker.logs import configure_logging, frames
 from worker.record import Recorded
@@ -206,6 +207,8 @@ class DispatcherStep(bootsteps.StartStopStep):
         # A process that forks must not run threads of ours: there `python -m worker.dispatcher` runs beside it.
         forks = parent.pool_cls.__module__ == "celery.concurrency.prefork"
         process.start(dispatcher(parent.hostname, slots=parent.concurrency, dispatches=not forks))
+        if not forks:
+            keep_to_one_core()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
         process.stop()

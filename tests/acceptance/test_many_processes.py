@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from customer_jobs.database import reading
 from customer_jobs.embedded import wait_until
 from customer_jobs.holds import held_jobs
 from tests.acceptance.stack import CHECKOUT, READY_SECONDS, Stack, email, environment, unique
+from tests.integration.test_cli_local import family
 from worker.dispatcher.limits import CAPACITY_TOKENS
 from worker.pace import Spacing
 
@@ -85,6 +87,18 @@ def test_a_worker_that_forks_works_with_a_dispatcher_beside_it(own_stack: Stack)
     assert again.stop() == 0
     for program in (worker, dispatcher, again):
         assert "Traceback" not in program.log.read_text()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="there is no other core")
+def test_threads_stay_on_one_core_and_processes_use_all(own_stack: Stack) -> None:
+    threads, forks = own_stack.start_worker("threads"), own_stack.start_worker("forks", options=PREFORK)
+    all_cores = os.sched_getaffinity(0)
+
+    wait_until(lambda: len(os.sched_getaffinity(threads.pid)) == 1, READY_SECONDS, "the threads are on one core")
+    children = family(forks.pid)
+
+    assert len(children) == 4
+    assert all(os.sched_getaffinity(pid) == all_cores for pid in {forks.pid, *children})
 
 
 def held_by(stack: Stack, job: Job) -> str | None:
