@@ -146,7 +146,8 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
 
 def in_our_schema(engine: Engine, schema: str | None = None) -> Engine:
     """The same engine and pool, seen so that our tables are found in the right schema."""
-    return engine.execution_options(**_options(engine.dialect.name, schema), finds_our_tables=True)
+    options = _options(engine.dialect.name, schema)
+    return engine.execution_options(**options, options_of_ours=options)
 
 
 def _options(dialect_name: str, schema: str | None) -> dict[str, Any]:
@@ -171,8 +172,9 @@ class Transaction:
     def __init__(self, connection: Connection, schema: str | None = None) -> None:
         self.dialect_name = connection.dialect.name
         self._connection = connection
-        seen_so = schema is None and "finds_our_tables" in connection.get_execution_options()
-        self._options = None if seen_so else _options(self.dialect_name, schema) or None
+        # Every job passes several transactions: an engine of ours knows what the environment would be asked for.
+        known = None if schema is not None else connection.get_execution_options().get("options_of_ours")
+        self._options = (_options(self.dialect_name, schema) if known is None else known) or None
 
     def rows(self, statement: Executable, parameters: Any = None) -> list[dict[str, Any]]:
         """What a statement returns, each row by the names of its columns."""

@@ -17,7 +17,6 @@ from customer_jobs.errors import CustomerJobsError, InvalidSetting
 from customer_jobs.stream import redis_url
 from customer_jobs.vocabulary import Kind, State
 from worker import process
-from worker.core import keep_to_one_core
 from worker.dispatcher import Dispatcher
 from worker.logs import configure_logging, frames
 from worker.record import Recorded
@@ -208,7 +207,7 @@ class DispatcherStep(bootsteps.StartStopStep):
         forks = parent.pool_cls.__module__ == "celery.concurrency.prefork"
         process.start(dispatcher(parent.hostname, slots=parent.concurrency, dispatches=not forks))
         if not forks:
-            keep_to_one_core()
+            process.keep_together()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
         process.stop()

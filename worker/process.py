@@ -14,6 +14,7 @@ from customer_jobs.database import open_engine, writing
 from customer_jobs.errors import Unavailable
 from customer_jobs.migrate import require_current
 from customer_jobs.producer import CustomerJobs
+from worker.core import OneCore
 from worker.credentials import bind
 from worker.dispatcher import Dispatcher
 from worker.gateway import Gateway
@@ -29,6 +30,7 @@ DATABASE_PAUSE_SECONDS = 2.0  #: Between two tries to reach the database while t
 DISPATCHER_CONNECTIONS = 8  #: One for each of its threads, and a few to spare.
 
 _dispatchers: list[Dispatcher] = []  #: The one of this process, while it runs.
+_cores: list[OneCore] = []  #: What keeps its threads together, likewise.
 _accounts: dict[str, str] = {}  #: Whose key each credential is, as far as known; a forked child knows what was found.
 
 
@@ -84,6 +86,13 @@ def start(dispatcher: Dispatcher) -> None:
     _dispatchers.append(dispatcher)
 
 
+def keep_together() -> None:
+    """Begin to keep the threads of this process on one core while it is busy."""
+    core = OneCore()
+    core.start()
+    _cores.append(core)
+
+
 def stop() -> None:
     """Dispatch no more; running jobs go on."""
     for dispatcher in _dispatchers:
@@ -91,9 +100,11 @@ def stop() -> None:
 
 
 def close() -> None:
-    """Publish what the last running job left, and let another lead."""
+    """Publish what the last running job left, let another lead, and the kernel choose the cores again."""
     while _dispatchers:
         _dispatchers.pop().close()
+    while _cores:
+        _cores.pop().stop()
 
 
 @cache

@@ -141,9 +141,10 @@ def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswe
         duration_ms=duration_ms,
     )
     problem = _problem_before(held.job["error"])
-    if looks < LOOKS:
+    candidate = lifecycle.suggested(transaction, held.job["id"])
+    if looks < LOOKS or candidate != held.job["candidate_customer_id"]:  # It has been named since the look began.
         return wait(transaction, held, entry, problem, LOOK_PAUSE_SECONDS)
-    if held.job["retry_of"] is not None and not was_sent and held.job["candidate_customer_id"] is None:
+    if held.job["retry_of"] is not None and not was_sent and candidate is None:
         # A person asked for another try, and what the old job left open is settled as well as it can be. Where a late
         # answer or Stripe itself has named a customer there was one, whatever became of it: nobody asked for another.
         return wait(transaction, held, entry, problem, 0.0, reconciling=False, prepared_anew=True)

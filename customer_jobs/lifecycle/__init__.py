@@ -8,7 +8,7 @@ says who may work on it, `by_hand` is for people, apps and webhooks; `attempt` h
 """
 
 from customer_jobs.lifecycle.attempt import Claim, Entry, Row, Sending, Success, entry_of, refusal, success_of
-from customer_jobs.lifecycle.by_hand import cancel, latest_retry, retry_by_hand, suggest
+from customer_jobs.lifecycle.by_hand import cancel, latest_retry, retry_by_hand, suggest, suggested
 from customer_jobs.lifecycle.claims import LEASE_SECONDS, claim, read
 from customer_jobs.lifecycle.ends import fail, fail_unclaimed, retry_later, succeed
 from customer_jobs.lifecycle.leases import (
@@ -55,5 +55,6 @@ __all__ = [
     "succeed",
     "success_of",
     "suggest",
+    "suggested",
     "take_back",
 ]

@@ -17,7 +17,7 @@ Row = dict[str, Any]  #: A row by the names of its columns.
 class Claim:
     """The right to record one attempt at a job: whoever else holds another token is too late."""
 
-    job: Row  #: The row as it was read, and as the claim left it.
+    job: Row  #: The row as it was read, with what the claim changed.
     lease_token: str
     number: int  #: Of the attempt, in the ledger.
     started_at: datetime  #: Of the attempt.

@@ -75,3 +75,9 @@ def suggest(transaction: Transaction, job_id: str, customer_id: str) -> int:
     waiting = (is_waiting(), jobs.c.first_sent_at.is_not(None))
     values = {"candidate_customer_id": customer_id, "due_at": now(), "reconciling": True}
     return transaction.change(update(jobs).where(jobs.c.id == job_id, *waiting).values(**values))
+
+
+def suggested(transaction: Transaction, job_id: str) -> str | None:
+    """The customer to begin with, as it is now; nobody suggests another before the end of the transaction."""
+    rows = transaction.rows(select(jobs.c.candidate_customer_id).where(jobs.c.id == job_id).with_for_update())
+    return rows[0]["candidate_customer_id"] if rows else None

@@ -42,8 +42,8 @@ def claim(transaction: Transaction, job: Mapping[str, Any], *, worker: str, send
     """Take a dispatched job for one attempt, or None: somebody else has it, or it is no longer to be done.
 
     `job` is its row as it was read: what was decided then no longer holds once the job, meanwhile, has been on its way
-    again, under another lease token. What is about to be sent to Stripe is written down before it is sent; `sending` is
-    None where nothing will be sent.
+    again, under another lease token. One without a token, which only plain SQL writes, is rescued instead. What is
+    about to be sent to Stripe is written down before it is sent; `sending` is None where nothing will be sent.
     """
     token = str(uuid.uuid4())
     claimed = {"id": job["id"], "lease_token": token, "dispatched_as": job["lease_token"]}
@@ -88,7 +88,7 @@ def _beginning_in_one(how: _How) -> Executable:
 
 @cache
 def _claiming(how: _How) -> ReturningUpdate[Any]:
-    """Returns the columns that it changes."""
+    """Returns the columns that it changes, and the one that webhooks change in a job that is dispatched or running."""
     values: dict[str, Any] = {
         "state": State.RUNNING,
         "lease_token": given(jobs.c.lease_token),
@@ -107,7 +107,9 @@ def _claiming(how: _How) -> ReturningUpdate[Any]:
     is_as_read = jobs.c.lease_token == bindparam("jobs_dispatched_as", type_=jobs.c.lease_token.type)
     conditions = (jobs.c.id == given(jobs.c.id), jobs.c.state == State.DISPATCHED, is_as_read)
     claiming = update(jobs).where(*conditions).values(values)
-    returning: ReturningUpdate[Any] = claiming.returning(*(jobs.c[name] for name in values))
+    returning: ReturningUpdate[Any] = claiming.returning(
+        *(jobs.c[name] for name in values), jobs.c.candidate_customer_id
+    )
     return returning
 
 

@@ -40,7 +40,7 @@ def succeed(transaction: Transaction, held: Claim, success: Success, entry: Entr
         "livemode": success.livemode,
         "result": success.result(),
     }
-    # Nothing else of a job changes while its lease is held.
+    # Nothing else that is told of a job changes while its lease is held.
     row = held.job | ending | {"state": State.SUCCEEDED, "error": None}
     from_copy = success.outcome in {Outcome.LINKED, Outcome.FRESH}
     copy = None if from_copy else copy_of(row, success.customer, asked_at=held.started_at)

@@ -14,7 +14,6 @@ from customer_jobs.database import reading
 from customer_jobs.embedded import wait_until
 from customer_jobs.holds import held_jobs
 from tests.acceptance.stack import CHECKOUT, READY_SECONDS, Stack, email, environment, unique
-from tests.integration.test_cli_local import family
 from worker.dispatcher.limits import CAPACITY_TOKENS
 from worker.pace import Spacing
 
@@ -23,6 +22,7 @@ pytestmark = pytest.mark.slow
 RATE = 20  #: Creates per second that the settings allow.
 WORKERS = ("one", "two", "three", "four")
 PREFORK = ("--pool", "prefork", "--concurrency", "4")
+UNLIMITED = "100000"
 WAITS_SECONDS = 1.5  #: Three looks of a dispatcher's clock.
 
 
@@ -89,16 +89,19 @@ def test_a_worker_that_forks_works_with_a_dispatcher_beside_it(own_stack: Stack)
         assert "Traceback" not in program.log.read_text()
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="there is no other core")
-def test_threads_stay_on_one_core_and_processes_use_all(own_stack: Stack) -> None:
-    threads, forks = own_stack.start_worker("threads"), own_stack.start_worker("forks", options=PREFORK)
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) == 1, reason="there is no other core"
+)
+def test_a_worker_that_has_much_to_do_stays_on_one_core_until_it_ends(own_stack: Stack) -> None:
     all_cores = os.sched_getaffinity(0)
+    worker = own_stack.start_worker("busy", RATE_LIMIT_CREATE=UNLIMITED, RATE_LIMIT_ACCOUNT=UNLIMITED)
 
-    wait_until(lambda: len(os.sched_getaffinity(threads.pid)) == 1, READY_SECONDS, "the threads are on one core")
-    children = family(forks.pid)
+    own_stack.jobs.create_customers([{"body": {"email": email()}} for _ in range(1000)])
+    wait_until(lambda: len(os.sched_getaffinity(worker.pid)) == 1, READY_SECONDS, "its threads share one core")
+    wait_until(lambda: not own_stack.jobs.list(state="queued", limit=1), READY_SECONDS, "all jobs have left")
+    wait_until(lambda: os.sched_getaffinity(worker.pid) == all_cores, READY_SECONDS, "the kernel chooses again")
 
-    assert len(children) == 4
-    assert all(os.sched_getaffinity(pid) == all_cores for pid in {forks.pid, *children})
+    assert worker.stop() == 0
 
 
 def held_by(stack: Stack, job: Job) -> str | None:

@@ -105,7 +105,7 @@ def test_a_fetch_is_never_ambiguous(engine: Engine) -> None:
 
 @pytest.mark.parametrize("state", [state for state in State if state != State.DISPATCHED])
 def test_only_a_dispatched_job_can_be_claimed(engine: Engine, state: State) -> None:
-    job_id = add_job(engine, state=state)
+    job_id = add_job(engine, state=state, lease_token=TOKEN)
     before = job_row(engine, job_id), ledger(engine, job_id)
 
     with writing(engine) as transaction:
@@ -113,6 +113,21 @@ def test_only_a_dispatched_job_can_be_claimed(engine: Engine, state: State) -> N
 
     assert held is None
     assert (job_row(engine, job_id), ledger(engine, job_id)) == before
+
+
+def test_a_job_that_plain_sql_dispatched_without_a_token_is_rescued_not_claimed(engine: Engine) -> None:
+    job_id = dispatched(engine, lease_seconds=5)
+    change(engine, job_id, lease_token=None)
+
+    with writing(engine) as transaction:
+        held = lifecycle.claim(transaction, as_read(transaction, job_id), worker="w1", sending=None)
+    later(engine, 6, job_id)
+    with writing(engine) as transaction:
+        rescued = lifecycle.rescue_unclaimed(transaction)
+
+    assert held is None
+    assert rescued == 1
+    assert job_row(engine, job_id)["state"] == State.RETRYING
 
 
 def test_a_job_is_claimed_by_one_of_many(engine: Engine) -> None:
@@ -540,11 +555,11 @@ def test_nothing_leads_elsewhere_than_the_design_says(engine: Engine, state: Sta
     reached = set()
 
     for apply in CHANGES:
-        job_id = add_job(engine, state=state)
+        job_id = add_job(engine, state=state, lease_token=TOKEN)
         row = job_row(engine, job_id)
         later(engine, 120, job_id)
         with writing(engine) as transaction:
-            apply(transaction, Claim(row, row["lease_token"] or TOKEN, 1, row["created_at"]))
+            apply(transaction, Claim(row, row["lease_token"], 1, row["created_at"]))
         after = job_row(engine, job_id)
         reached |= {State(after["state"])} - {state}
         assert len(events_of(engine, job_id)) == (after["state"] in FINAL_STATES and state not in FINAL_STATES)

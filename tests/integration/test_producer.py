@@ -414,6 +414,16 @@ def test_an_apps_connection_keeps_its_own_options(engine: Engine, app_engine: En
     assert count(engine) == 3
 
 
+def test_an_app_that_maps_its_tenants_finds_our_tables_all_the_same(jobs: CustomerJobs) -> None:
+    job = jobs.create_customer(BODY)
+    tenants = jobs.engine.execution_options(schema_translate_map={"tenant": None})
+
+    with Session(tenants) as session:
+        found = jobs.get(job.id, session=session)
+
+    assert found == job
+
+
 def test_an_apps_own_tables_are_found_where_they_are(app_engine: Engine) -> None:
     jobs = CustomerJobs(app_engine)
     theirs = "app_users"

@@ -33,10 +33,12 @@ from tests.builders import (
     ledger,
     rows,
 )
+from worker import runner
 from worker.answers import Answer
 from worker.dispatcher import upkeep
 from worker.dispatcher.limits import Bucket
 from worker.gateway import Gateway
+from worker.reconcile import LOOKS
 from worker.retry import CREATE_WINDOW, RetryPolicy
 
 POLICY = RetryPolicy(window=CREATE_WINDOW)
@@ -432,6 +434,31 @@ def test_a_customer_that_was_named_and_is_gone_is_not_made_once_more(
 
     assert (job["state"], job["error"]["code"]) == ("failed", OUTCOME_UNKNOWN)
     assert sends(sandbox) == [f"customer-jobs-{job_id}"]
+
+
+@pytest.mark.parametrize("behind", ["request_of", "look"])
+def test_a_customer_that_is_named_during_the_last_look_is_not_made_once_more(
+    engine: Engine, worker: Worker, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, behind: str
+) -> None:
+    sandbox.faults.add("500", method="POST", times=1)
+    job_id = add_create(engine, max_attempts=1)
+    settle(worker, job_id)
+    retried = CustomerJobs(engine).retry(job_id).id
+    passed: list[object] = []
+    step = getattr(runner, behind)
+
+    def and_then_an_event_arrives(*arguments: object) -> object:
+        passed.append(step(*arguments))
+        if len(passed) == LOOKS:
+            change(engine, retried, candidate_customer_id="cus_gone")
+        return passed[-1]
+
+    monkeypatch.setattr(runner, behind, and_then_an_event_arrives)
+    job = settle(worker, retried)
+
+    assert (job["state"], job["error"]["code"]) == ("failed", OUTCOME_UNKNOWN)
+    assert sends(sandbox) == [f"customer-jobs-{job_id}"]
+    assert "cus_gone" in [request.path.rpartition("/")[2] for request in sandbox.requests]
 
 
 def test_an_unknown_outcome_retried_by_hand_finds_what_the_old_job_made(

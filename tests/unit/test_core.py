@@ -1,4 +1,4 @@
-"""The threads of a process on one core, and when the kernel is left to choose."""
+"""The threads of a process on one core while it is busy, and when they are left to the kernel."""
 
 from __future__ import annotations
 
@@ -6,84 +6,131 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from customer_jobs.embedded import wait_until
-from worker import core
 
-SOON_SECONDS = 20.0
+SOON_SECONDS = 30.0
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) == 1, reason="there is no other core"
 )
 
-#: Says whether its threads are kept together, and ends with its standard input.
+#: Works with one thread, waits with another, and does as each line tells it.
 PROCESS = """
-import sys, threading
-from worker.core import keep_to_one_core
+import os, sys, threading
+from worker import core
 
-threading.Thread(target=sys.stdin.read).start()
-keep_to_one_core()
-print("core" in {thread.name for thread in threading.enumerate()}, flush=True)
+core.LOOK_EVERY_SECONDS = 0.1
+working = threading.Event()
+working.set()
+
+def wait():
+    threading.Event().wait()
+
+def burn():
+    while True:
+        working.wait()
+        sum(range(1000))
+
+for each in (wait, burn):
+    threading.Thread(target=each, daemon=True).start()
+together = core.OneCore()
+together.start()
+for line in sys.stdin:
+    match line.strip():
+        case "rest":
+            working.clear()
+        case "work":
+            working.set()
+        case "execute":
+            together.stop()
+            os.execv(sys.executable, [sys.executable, "-c", "print('executed', flush=True); input()"])
 """
 
 
-def cores_of_threads(process_id: int) -> list[Set[int]]:
-    return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{process_id}/task").iterdir()]
+@contextmanager
+def process(before: str = "") -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", before + PROCESS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
-def test_all_threads_of_a_process_run_on_one_core() -> None:
-    with subprocess.Popen([sys.executable, "-c", PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"True\n"
-
-        def are_together() -> bool:
-            first, *others = cores_of_threads(process.pid)
-            return len(first) == 1 and all(other == first for other in others)
-
-        wait_until(are_together, SOON_SECONDS, "all threads may run on one core, the same")
+def tell(running: subprocess.Popen[str], word: str) -> None:
+    assert running.stdin is not None
+    running.stdin.write(f"{word}\n")
 
 
-def test_a_process_that_may_run_on_one_core_only_is_left_alone() -> None:
-    only = min(os.sched_getaffinity(0))
-    code = f"import os; os.sched_setaffinity(0, {{{only}}})\n{PROCESS}"
-
-    ended = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, check=True)
-
-    assert ended.stdout == b"False\n"
+def cores(running: subprocess.Popen[str]) -> list[Set[int]]:
+    """Where each of its threads may run."""
+    return [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{running.pid}/task").iterdir()]
 
 
-def test_the_kernel_chooses_the_core_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_run_on: list[Set[int]] = []
-    cores = iter([3, 5])
-    pauses = iter([core.FREE_SECONDS, core.MOVE_EVERY_SECONDS] * 2)
-
-    def sleep(seconds: float) -> None:
-        if seconds != next(pauses) or len(let_run_on) == 4:
-            raise StopIteration
-
-    monkeypatch.setattr(core, "_let_run_on", let_run_on.append)
-    monkeypatch.setattr(core, "_core_of_this_thread", lambda: next(cores))
-    monkeypatch.setattr(time, "sleep", sleep)
-
-    with pytest.raises(StopIteration):
-        core._stay_together({3, 4, 5})
-
-    assert let_run_on == [{3, 4, 5}, {3}, {3, 4, 5}, {5}]
+def are_together(running: subprocess.Popen[str]) -> bool:
+    first, *others = cores(running)
+    return len(first) == 1 and len(others) == 3 and all(other == first for other in others)
 
 
-def test_a_system_that_does_not_let_us_is_asked_and_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def are_free(running: subprocess.Popen[str]) -> bool:
+    return all(each == os.sched_getaffinity(0) for each in cores(running))
 
-    def refuse(thread_id: int, cores: Iterable[int]) -> None:  # noqa: ARG001 - the system's signature
-        asked.append(thread_id)
-        raise PermissionError
 
-    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+def test_threads_are_together_while_there_is_much_to_do() -> None:
+    with process() as running:
+        wait_until(lambda: are_together(running), SOON_SECONDS, "all threads may run on one core, the same")
 
-    core._let_run_on({0})
+        tell(running, "rest")
+        wait_until(lambda: are_free(running), SOON_SECONDS, "they are left to the kernel")
 
-    assert os.getpid() in asked
+        tell(running, "work")
+        wait_until(lambda: are_together(running), SOON_SECONDS, "they are together again")
+
+
+def test_what_is_executed_in_its_place_may_run_anywhere() -> None:
+    with process() as running:
+        wait_until(lambda: are_together(running), SOON_SECONDS, "all threads may run on one core")
+
+        tell(running, "execute")
+
+        assert running.stdout is not None
+        assert running.stdout.readline() == "executed\n"
+        assert are_free(running)
+
+
+def test_an_operator_says_where_they_may_run() -> None:
+    with process() as running:
+        wait_until(lambda: are_together(running), SOON_SECONDS, "all threads may run on one core")
+
+        # As `taskset -ap` does it; a look that is under way may not have reached some thread.
+        only = max(os.sched_getaffinity(0) - cores(running)[0], default=0)
+        wait_until(lambda: put(running, only) == [{only}] * 4, SOON_SECONDS, "all threads are on the other core")
+
+        assert not becomes(lambda: cores(running) != [{only}] * 4, 1.0)
+
+
+def test_a_system_that_ends_whoever_asks_is_not_asked() -> None:
+    forbidden = "import subprocess; subprocess.run = lambda *_, **__: subprocess.CompletedProcess([], -31)\n"
+    with process(forbidden) as running:
+        assert not becomes(lambda: not are_free(running), 1.0)
+
+
+def put(running: subprocess.Popen[str], core: int) -> list[Set[int]]:
+    for task in Path(f"/proc/{running.pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})
+    return cores(running)
+
+
+def becomes(condition: Callable[[], bool], within_seconds: float) -> bool:
+    give_up_at = time.monotonic() + within_seconds
+    while time.monotonic() < give_up_at:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False

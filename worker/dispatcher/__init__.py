@@ -168,7 +168,7 @@ class Dispatcher:
         self._wakeup.events.clear()
         began = time.monotonic()
         published = self._relay.run_once() if self._leads.is_set() else 0
-        if published == 0:
+        if published == 0 and not self._stopped.is_set():  # Whose ring the first line may have silenced.
             self._wakeup.events.wait()
         elif published < BATCH_SIZE:
             self._stopped.wait(GATHER_EVENTS * (time.monotonic() - began))

@@ -36,7 +36,7 @@ class Wakeup:
 
 
 def _ring(bell: threading.Event) -> None:
-    # One that rings already is heard before its listener looks.
+    # Listeners silence their bell before they look: one that rings still has its look before it.
     if not bell.is_set():
         bell.set()
 
