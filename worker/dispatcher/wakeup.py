@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 
 import psycopg
@@ -57,8 +58,10 @@ def _watch_postgresql(engine: Engine, channel: str, wakeup: Wakeup, stopped: thr
     with psycopg.connect(*arguments, **{**options, "autocommit": True, "connect_timeout": 3}) as connection:
         connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
         wakeup.ring()  # What was committed while nobody listened.
+        arriving = select.poll()  # psycopg, left to wait by itself, wakes ten times a second.
+        arriving.register(connection, select.POLLIN)
         while not stopped.is_set():
-            for notification in connection.notifies(timeout=LISTEN_SECONDS):
+            for notification in connection.notifies(timeout=0) if arriving.poll(LISTEN_SECONDS * 1000) else ():
                 (wakeup.jobs.set if notification.payload == "jobs" else wakeup.job_ended)()
 
 
