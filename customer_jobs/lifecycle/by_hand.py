@@ -79,5 +79,5 @@ def suggest(transaction: Transaction, job_id: str, customer_id: str) -> int:
 
 def suggested(transaction: Transaction, job_id: str) -> str | None:
     """The customer to begin with, as it is now; nobody suggests another before the end of the transaction."""
-    rows = transaction.rows(select(jobs.c.candidate_customer_id).where(jobs.c.id == job_id).with_for_update())
-    return rows[0]["candidate_customer_id"] if rows else None
+    row = transaction.row(select(jobs.c.candidate_customer_id).where(jobs.c.id == job_id).with_for_update())
+    return row["candidate_customer_id"] if row is not None else None

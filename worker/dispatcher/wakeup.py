@@ -31,15 +31,9 @@ class Wakeup:
 
     def job_ended(self) -> None:
         """Wake who publishes its event and, if that was awaited, who gives its thread the next job."""
-        _ring(self.events)
+        self.events.set()
         if self.awaiting_room:
-            _ring(self.jobs)
-
-
-def _ring(bell: threading.Event) -> None:
-    # Listeners silence their bell before they look: one that rings still has its look before it.
-    if not bell.is_set():
-        bell.set()
+            self.jobs.set()
 
 
 def listen(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Event) -> None:
