@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -75,6 +76,7 @@ class PromptConsumer(Consumer):
     """Celery's consumer, which tries to reconnect at a steady pace, and sends the events of tasks in batches."""
 
     _flush_is_planned = False
+    _asking: Set[Callable[[], None]] = frozenset()  #: What the loop calls on behalf of the connection.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,6 +93,21 @@ class PromptConsumer(Consumer):
             exc = ValueError(f"{NO_MESSAGE}: {type(exc).__name__}")  # Its own words may show what was to be decoded.
         super().on_connection_error_after_connected(exc)
         _give_time(exc)
+
+    def connect(self) -> Any:
+        # Kombu leaves to the loop what asks a connection for messages, also when that was lost.
+        self.hub.on_tick -= self._asking
+        others = set(self.hub.on_tick)
+        connection = self.connection_for_read(self.amqheartbeat)
+        try:
+            connection.transport.register_with_event_loop(connection.connection, self.hub)
+        except BaseException:
+            # As when Redis is full. Kombu's own finalizers would keep it, and its sockets, until the process ends.
+            connection.close()
+            raise
+        finally:
+            self._asking = self.hub.on_tick - others
+        return connection
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         connection = super().connection_for_read(heartbeat)

@@ -16,6 +16,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import structlog
+
 LOOK_EVERY_SECONDS = 2.0
 BUSY = 0.3  #: Of a core: a process that takes less is left to the kernel.
 FREE_SECONDS = 0.02  #: The kernel's time to move the thread that looks to an idle core, if there is one.
@@ -23,6 +25,8 @@ FREE_SECONDS = 0.02  #: The kernel's time to move the thread that looks to an id
 _TASKS = Path("/proc/self/task")
 _THIS_TASK = Path("/proc/thread-self/stat")
 _PROCESSOR = 36  #: Of the fields behind the name. Source: man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+
+log = structlog.get_logger(__name__)
 
 
 class OneCore:
@@ -92,5 +96,8 @@ def _core_of_this_thread() -> int:
 @cache
 def _is_permitted() -> bool:
     """Tried by another process: there are systems that end the one that asks."""
-    asking = "import os; os.sched_setaffinity(0, os.sched_getaffinity(0))"
-    return subprocess.run([sys.executable, "-I", "-S", "-c", asking], capture_output=True, check=False).returncode == 0
+    asking = [sys.executable, "-I", "-S", "-c", "import os; os.sched_setaffinity(0, os.sched_getaffinity(0))"]
+    is_permitted = subprocess.run(asking, capture_output=True, check=False).returncode == 0
+    if not is_permitted:
+        log.info("slower than it could be: this system does not let a process choose its core")
+    return is_permitted

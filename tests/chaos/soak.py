@@ -57,9 +57,9 @@ POOLS = {
     ".sqlite3": 2 * SQLITE_CONNECTIONS,  # SQLite closes some files later than their connection.
     ".sqlite3-wal": SQLITE_CONNECTIONS,
 }
-#: Celery's pools have one more for each client whose answer was cut off, once; a pooled connection that was reset
-#: stays a bare socket until it is needed again.
-SPARE = {"Redis": 2, "socket": DISPATCHER_CONNECTIONS}
+#: The relay and the pruning share a pool of Redis, and may ask at once; a pooled connection that was reset stays a bare
+#: socket until it is needed again.
+SPARE = {"Redis": 1, "socket": DISPATCHER_CONNECTIONS}
 SAY_EVERY_SECONDS = 10.0
 
 Say = Callable[[str], None]

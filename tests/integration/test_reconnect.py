@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
+from celery import Celery
+from kombu.asynchronous import Hub
 from kombu.exceptions import OperationalError
+from redis.exceptions import OutOfMemoryError
 from sqlalchemy import Engine
 
 from customer_jobs.database import open_engine
 from customer_jobs.embedded import free_port, wait_until
 from customer_jobs.schema import leases, workers
+from tests import servers
 from tests.builders import rows, settings_for
 from tests.proxy import Proxy
 from worker.app import app
@@ -36,6 +43,43 @@ def test_the_pauses_between_two_tries_do_not_grow(
 
     pauses = [line.partition("Trying again in ")[2].partition(" seconds")[0] for line in caplog.messages]
     assert pauses == [f"{RECONNECT_SECONDS:.2f}"] * 3
+
+
+@contextmanager
+def consumer_of(redis_url: str) -> Iterator[Any]:
+    """A worker's consumer that is not connected yet."""
+    made = PromptConsumer.__new__(PromptConsumer)
+    made.hub, made.amqheartbeat, made.first_connection_attempt = Hub(), None, True  # type: ignore[no-untyped-call]
+    with Celery(broker=redis_url, set_as_current=False) as made.app:
+        made.app.conf.broker_connection_retry_on_startup = True
+        yield made
+    made.hub.close()
+
+
+def test_a_connection_that_breaks_while_it_is_made_is_closed(tmp_path: Path) -> None:
+    with (
+        servers.start_redis(tmp_path) as server,
+        redis.Redis.from_url(server.url) as client,
+        consumer_of(server.url) as consumer,
+    ):
+        client.config_set("maxmemory", 1)
+
+        with pytest.raises(OutOfMemoryError):
+            consumer.connect()
+
+        # Kombu would keep it, and what it holds of Redis, until the process ends.
+        wait_until(lambda: len(client.client_list()) == 1, 5, "nobody else is connected")
+        assert client.info("stats")["total_connections_received"] > 1
+
+
+def test_the_loop_does_not_ask_a_connection_that_was_lost(redis_url: str) -> None:
+    asked = []
+    with consumer_of(redis_url) as consumer:
+        for _ in range(3):
+            consumer.connect().close()
+            asked.append(len(consumer.hub.on_tick))
+
+    assert asked == [1, 1, 1]
 
 
 class Loop:

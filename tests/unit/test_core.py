@@ -118,6 +118,8 @@ def test_an_operator_says_where_they_may_run() -> None:
 def test_a_system_that_ends_whoever_asks_is_not_asked() -> None:
     forbidden = "import subprocess; subprocess.run = lambda *_, **__: subprocess.CompletedProcess([], -31)\n"
     with process(forbidden) as running:
+        assert running.stdout is not None
+        assert "slower than it could be" in running.stdout.readline()
         assert not becomes(lambda: not are_free(running), 1.0)
 
 
