@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
+from traceback import clear_frames
 from typing import Any, cast
 
 from sqlalchemy import Engine, event
@@ -27,7 +28,7 @@ def connect_patiently(engine: Engine) -> None:
     @event.listens_for(engine, "do_connect")
     def connect(_: Any, __: Any, arguments: Any, options: Any) -> Any:
         probing = {**options, "connect_timeout": PROBE_SECONDS}
-        kind = _connection_class()
+        kind = connection_class()
         connection = kind.connect(*arguments, **options)
         connection.is_there = lambda: _answers(lambda: kind.connect(*arguments, **probing))
         return connection
@@ -61,15 +62,24 @@ def _with(connection: Any, **members: object) -> Iterator[None]:
 
 
 @cache
-def _connection_class() -> Any:
+def connection_class() -> Any:
+    """A connection of psycopg's whose every wait comes to an end."""
     import psycopg
 
     class PatientConnection(psycopg.Connection[Any]):
-        """psycopg's connection, whose every wait comes to an end."""
-
         is_ping = False
         longest_seconds = LONGEST_SECONDS
         is_there: Callable[[], bool] = staticmethod(lambda: True)  # Until it is connected psycopg's own limit holds.
+
+        @classmethod
+        def connect(cls, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super().connect(*arguments, **options)
+            except psycopg.Error as error:
+                # Its frames and the error hold one another, and the socket: until Python collects its garbage, which
+                # takes a process with little to do hours.
+                clear_frames(error.__traceback__)
+                raise
 
         def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
             try:

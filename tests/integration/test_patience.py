@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +14,11 @@ from sqlalchemy.exc import OperationalError
 
 from customer_jobs import patience
 from customer_jobs.database import open_engine
+from customer_jobs.embedded import wait_until
 from customer_jobs.patience import for_as_long_as_it_takes
+from tests.chaos.leaks import holdings
 from tests.proxy import Proxy
+from worker.dispatcher.wakeup import Wakeup, listen
 
 
 @pytest.fixture
@@ -29,6 +34,11 @@ def engine(proxy: Proxy, empty_postgres_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+def sockets(proxy: Proxy) -> int:
+    """How many this process holds that lead to the server."""
+    return holdings(os.getpid(), {proxy.port: "server"}).descriptors["server"]
+
+
 def test_a_server_that_falls_silent_in_a_statement_is_given_up(engine: Engine, proxy: Proxy) -> None:
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
@@ -41,6 +51,39 @@ def test_a_server_that_falls_silent_in_a_statement_is_given_up(engine: Engine, p
     assert met.value.connection_invalidated
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT 3")) == 3
+
+
+@pytest.fixture
+def _uncollected() -> Iterator[None]:
+    """Python leaves its garbage where it is, as in a process that has little to do."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_uncollected")
+def test_trying_to_reach_a_silent_server_leaves_no_socket_open(engine: Engine, proxy: Proxy) -> None:
+    proxy.stall()
+
+    with pytest.raises(OperationalError, match="timeout expired"):
+        engine.connect()
+
+    assert sockets(proxy) == 0
+
+
+@pytest.mark.usefixtures("_uncollected")
+def test_trying_to_listen_to_a_silent_server_leaves_no_socket_open(engine: Engine, proxy: Proxy) -> None:
+    proxy.stall()
+    stopped = threading.Event()
+    listening = threading.Thread(target=listen, args=(engine, "jobs", Wakeup(), stopped))
+    listening.start()
+    wait_until(lambda: sockets(proxy) == 1, 5, "it tries")
+
+    stopped.set()
+    listening.join()
+
+    assert sockets(proxy) == 0
 
 
 def test_a_statement_that_waits_for_another_is_waited_for(engine: Engine, empty_postgres_url: str) -> None:
