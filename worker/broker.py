@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Set
-from functools import partial
 from typing import Any
 
 import structlog
 from celery.worker.consumer import Consumer
+from kombu.common import ignore_errors
 from kombu.transport import virtual
 from kombu.transport.redis import QoS
 from redis.exceptions import OutOfMemoryError, ResponseError
@@ -76,7 +76,7 @@ class PromptConsumer(Consumer):
     """Celery's consumer, which tries to reconnect at a steady pace, and sends the events of tasks in batches."""
 
     _flush_is_planned = False
-    _asking: Set[Callable[[], None]] = frozenset()  #: What the loop calls on behalf of the connection.
+    _called_by_loop: Set[Callable[[], None]] = frozenset()  #: For the connection there is.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,18 +95,21 @@ class PromptConsumer(Consumer):
         _give_time(exc)
 
     def connect(self) -> Any:
-        # Kombu leaves to the loop what asks a connection for messages, also when that was lost.
-        self.hub.on_tick -= self._asking
+        if not self.hub:  # As on Windows.
+            return super().connect()
+        # Kombu never takes back what it has the loop call for a connection: it would be called for each that was lost.
+        self.hub.on_tick -= self._called_by_loop
         others = set(self.hub.on_tick)
         connection = self.connection_for_read(self.amqheartbeat)
         try:
             connection.transport.register_with_event_loop(connection.connection, self.hub)
         except BaseException:
-            # As when Redis is full. Kombu's own finalizers would keep it, and its sockets, until the process ends.
-            connection.close()
+            # As when Redis is full. Celery forgets the connection, and kombu's finalizers would keep it, and its
+            # sockets, until the process ends.
+            ignore_errors(connection, connection.close)
             raise
         finally:
-            self._asking = self.hub.on_tick - others
+            self._called_by_loop = self.hub.on_tick - others
         return connection
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
@@ -115,8 +118,19 @@ class PromptConsumer(Consumer):
         return connection
 
     def ensure_connected(self, conn: Any) -> Any:
-        pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
-        conn.ensure_connection = partial(conn.ensure_connection, **pauses)
+        ensure = conn.ensure_connection
+
+        def ensure_steadily(tell: Callable[[Exception, float], None], *arguments: Any, **options: Any) -> Any:
+            def after_error(error: Exception, pause_seconds: float) -> None:
+                tell(error, pause_seconds)
+                # Each try takes one of the 65,535 numbers that a transport has for channels, and keeps it: after an
+                # outage of days none would be left. The next transport has all of them.
+                conn.collect()
+
+            pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
+            return ensure(after_error, *arguments, **pauses, **options)
+
+        conn.ensure_connection = ensure_steadily
         return super().ensure_connected(conn)
 
     def on_send_event_buffered(self) -> None:
