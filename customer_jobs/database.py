@@ -67,9 +67,10 @@ TRUSTED_SECONDS = 1.0  #: A pooled connection that was in use so lately is not a
 
 AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}  #: Every statement is a transaction by itself.
 
-#: A server that vanished is noticed within about 15 s: by an idle connection instead of after two hours, by one that
-#: has just sent something instead of after a quarter of an hour. Source: man7.org/linux/man-pages/man7/tcp.7.html
-POSTGRESQL_OPTIONS = {
+#: libpq's, for every connection of ours. A server that vanished is noticed within about 15 s: by an idle connection
+#: instead of after two hours, by one that has just sent something instead of after a quarter of an hour.
+#: Source: man7.org/linux/man-pages/man7/tcp.7.html
+CONNECT_OPTIONS = {
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -131,7 +132,7 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
                 # The connection used last knows our statements already: it has prepared them.
                 pool_use_lifo=True,
                 pool_timeout=CONNECT_TIMEOUT_SECONDS,
-                connect_args=POSTGRESQL_OPTIONS,
+                connect_args=CONNECT_OPTIONS,
             )
         except ImportError as error:
             raise InvalidSetting(

@@ -26,12 +26,17 @@ def connect_patiently(engine: Engine) -> None:
     """Let the engine's new connections be of this kind."""
 
     @event.listens_for(engine, "do_connect")
-    def connect(_: Any, __: Any, arguments: Any, options: Any) -> Any:
-        probing = {**options, "connect_timeout": PROBE_SECONDS}
-        kind = connection_class()
-        connection = kind.connect(*arguments, **options)
-        connection.is_there = lambda: _answers(lambda: kind.connect(*arguments, **probing))
-        return connection
+    def connect_for_the_engine(_: Any, __: Any, arguments: Any, options: Any) -> Any:
+        return connect(*arguments, **options)
+
+
+def connect(*arguments: Any, **options: Any) -> Any:
+    """A connection of psycopg's whose every wait comes to an end; raises psycopg.Error."""
+    connection = _connect(*arguments, **options)
+    connection.is_there = lambda: _answers(
+        lambda: _connect(*arguments, **{**options, "connect_timeout": PROBE_SECONDS})
+    )
+    return connection
 
 
 @contextmanager
@@ -61,25 +66,26 @@ def _with(connection: Any, **members: object) -> Iterator[None]:
         vars(connection).update(before)
 
 
+def _connect(*arguments: Any, **options: Any) -> Any:
+    try:
+        return _connection_class().connect(*arguments, **options)
+    except Exception as error:
+        # psycopg's frame keeps the errors that it met, and they keep the frame, with the half-made connection and its
+        # socket: until Python collects its garbage, and in a process that has little to do that may take hours.
+        clear_frames(error.__traceback__)
+        raise
+
+
 @cache
-def connection_class() -> Any:
-    """A connection of psycopg's whose every wait comes to an end."""
+def _connection_class() -> Any:
     import psycopg
 
     class PatientConnection(psycopg.Connection[Any]):
+        """psycopg's connection, whose every wait comes to an end."""
+
         is_ping = False
         longest_seconds = LONGEST_SECONDS
         is_there: Callable[[], bool] = staticmethod(lambda: True)  # Until it is connected psycopg's own limit holds.
-
-        @classmethod
-        def connect(cls, *arguments: Any, **options: Any) -> Any:
-            try:
-                return super().connect(*arguments, **options)
-            except psycopg.Error as error:
-                # Its frames and the error hold one another, and the socket: until Python collects its garbage, which
-                # takes a process with little to do hours.
-                clear_frames(error.__traceback__)
-                raise
 
         def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
             try:

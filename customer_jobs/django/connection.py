@@ -18,6 +18,7 @@ from sqlalchemy.sql.visitors import cloned_traverse
 
 from customer_jobs.database import Transaction, in_our_schema, insert_of, open_engine, schema_map
 from customer_jobs.errors import InvalidSetting
+from customer_jobs.patience import connect
 
 _FLOAT8 = 701  # PostgreSQL's only number type in our tables that SQLAlchemy asks the driver about.
 
@@ -131,10 +132,8 @@ def engine_of(using: str, schema: str | None = None) -> Engine:
         )
     parameters = django.get_connection_params()
     url = URL.create("postgresql+psycopg")
-    connect = {name: value for name, value in parameters.items() if name not in {"cursor_factory", "context"}}
-    import psycopg
-
-    return in_our_schema(create_engine(url, creator=lambda: psycopg.connect(**connect), poolclass=NullPool), schema)
+    options = {name: value for name, value in parameters.items() if name not in {"cursor_factory", "context"}}
+    return in_our_schema(create_engine(url, creator=lambda: connect(**options), poolclass=NullPool), schema)
 
 
 def _vendor(django: Any) -> str:

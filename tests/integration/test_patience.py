@@ -13,11 +13,12 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from customer_jobs import patience
-from customer_jobs.database import open_engine
+from customer_jobs.database import CONNECT_OPTIONS, open_engine
 from customer_jobs.embedded import wait_until
 from customer_jobs.patience import for_as_long_as_it_takes
 from tests.chaos.leaks import holdings
 from tests.proxy import Proxy
+from worker.dispatcher import wakeup
 from worker.dispatcher.wakeup import Wakeup, listen
 
 
@@ -78,12 +79,29 @@ def test_trying_to_listen_to_a_silent_server_leaves_no_socket_open(engine: Engin
     stopped = threading.Event()
     listening = threading.Thread(target=listen, args=(engine, "jobs", Wakeup(), stopped))
     listening.start()
-    wait_until(lambda: sockets(proxy) == 1, 5, "it tries")
-
-    stopped.set()
-    listening.join()
+    try:
+        wait_until(lambda: sockets(proxy) == 1, 5, "it tries")
+    finally:
+        stopped.set()
+        listening.join()
 
     assert sockets(proxy) == 0
+
+
+def test_a_listener_has_the_limits_of_every_connection(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    stopped = threading.Event()
+
+    def connect(*_: object, **options: object) -> None:
+        given.update(options)
+        stopped.set()
+        raise OSError
+
+    monkeypatch.setattr(wakeup, "connect", connect)
+
+    listen(engine, "jobs", Wakeup(), stopped)
+
+    assert given.items() >= CONNECT_OPTIONS.items()
 
 
 def test_a_statement_that_waits_for_another_is_waited_for(engine: Engine, empty_postgres_url: str) -> None:

@@ -9,8 +9,8 @@ import psycopg
 import structlog
 from sqlalchemy import Engine
 
-from customer_jobs.database import POSTGRESQL_OPTIONS
-from customer_jobs.patience import connection_class
+from customer_jobs.database import CONNECT_OPTIONS
+from customer_jobs.patience import connect
 
 SQLITE_LOOK_SECONDS = 0.05  #: One PRAGMA; a twentieth of a second is not noticed by a person.
 LISTEN_SECONDS = 0.5  #: Between two looks at whether this is to end.
@@ -52,7 +52,7 @@ def listen(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Even
 
 def _watch_postgresql(engine: Engine, channel: str, wakeup: Wakeup, stopped: threading.Event) -> None:
     arguments, options = engine.dialect.create_connect_args(engine.url)
-    with connection_class().connect(*arguments, **{**options, **POSTGRESQL_OPTIONS, "autocommit": True}) as connection:
+    with connect(*arguments, **{**options, **CONNECT_OPTIONS, "autocommit": True}) as connection:
         connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
         wakeup.ring()  # What was committed while nobody listened.
         arriving = select.poll()  # psycopg, left to wait by itself, wakes ten times a second.
