@@ -62,7 +62,10 @@ class OneCore:
     def _look(self) -> None:
         is_busy = self._is_busy()
         self._free()
-        if is_busy and _is_permitted():
+        if is_busy and not _is_permitted():
+            log.info("slower than it could be: this system does not let a process choose its core")
+            self._stopped.set()
+        elif is_busy:
             self._stopped.wait(FREE_SECONDS)
             self._gather()
 
@@ -97,7 +100,4 @@ def _core_of_this_thread() -> int:
 def _is_permitted() -> bool:
     """Tried by another process: there are systems that end the one that asks."""
     asking = [sys.executable, "-I", "-S", "-c", "import os; os.sched_setaffinity(0, os.sched_getaffinity(0))"]
-    is_permitted = subprocess.run(asking, capture_output=True, check=False).returncode == 0
-    if not is_permitted:
-        log.info("slower than it could be: this system does not let a process choose its core")
-    return is_permitted
+    return subprocess.run(asking, capture_output=True, check=False).returncode == 0
