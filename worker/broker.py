@@ -123,9 +123,9 @@ class PromptConsumer(Consumer):
         def ensure_steadily(tell: Callable[[Exception, float], None], *arguments: Any, **options: Any) -> Any:
             def after_error(error: Exception, pause_seconds: float) -> None:
                 tell(error, pause_seconds)
-                # Each try takes one of the 65,535 numbers that a transport has for channels, and keeps it: after an
-                # outage of days none would be left. The next transport has all of them.
-                conn.collect()
+                # No channel came about, but each try keeps one of the 65,535 numbers that a transport has for them:
+                # after an outage of days none would be left.
+                del conn.transport._used_channel_ids[:]  # noqa: SLF001 - kombu itself never takes back these
 
             pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
             return ensure(after_error, *arguments, **pauses, **options)
