@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -19,7 +20,22 @@ from customer_jobs.sandbox import Sandbox
 from customer_jobs.schema import attempts, events, jobs, webhook_events
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import FINAL_STATES, State
-from tests.builders import EMAIL, Worker, add_job, age, change, claimed, events_of, job_row, later, lead, ledger, rows
+from tests.builders import (
+    EMAIL,
+    Worker,
+    add_job,
+    age,
+    change,
+    claimed,
+    events_of,
+    job_row,
+    later,
+    lead,
+    ledger,
+    rows,
+    settings_for,
+)
+from worker.dispatcher import Dispatcher
 from worker.dispatcher import prune as prune_module
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import Relay
@@ -283,6 +299,33 @@ def test_the_stream_loses_what_is_old_and_nothing_else(prune: Prune, client: red
     left = [int(entry_id.split(b"-")[0]) for entry_id, _ in entries]
     assert left.count(young * 1000) == 300
     assert len(left) <= 400  # Redis drops whole nodes, of a hundred entries at most.
+
+
+def test_whoever_keeps_things_for_longer_than_there_are_streams_may(engine: Engine, client: redis.Redis) -> None:
+    client.xadd(STREAM, {"event": "{}"})
+    for_ever = Prune(engine, client, STREAM, 36_500, holder=lead(engine))
+
+    for_ever.trim_stream()
+
+    assert client.xlen(STREAM) == 1
+
+
+def test_the_stream_is_trimmed_although_there_is_always_something_to_prune(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed = threading.Event()
+    monkeypatch.setattr(Prune, "run_once", lambda _: 1)
+    monkeypatch.setattr(Prune, "trim_stream", lambda _: trimmed.set())
+    dispatcher = Dispatcher(
+        engine, settings_for(), lambda *_: None, worker="w1", slots=16, abandon=lambda _transaction, _held: None
+    )
+
+    dispatcher.start()
+    try:
+        assert trimmed.wait(20)
+    finally:
+        dispatcher.stop()
+        dispatcher.close()
 
 
 def test_an_emptied_job_does_not_come_up_again(engine: Engine, prune: Prune) -> None:

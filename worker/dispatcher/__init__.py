@@ -18,6 +18,7 @@ from worker.dispatcher.dispatch import PUBLISH_PAUSE_SECONDS, Dispatch, Look, Pu
 from worker.dispatcher.door import Door
 from worker.dispatcher.front import whole_again_at
 from worker.dispatcher.leader import LOOK_EVERY_SECONDS, RENEW_EVERY_SECONDS, give_up_lead, show_looks, take_lead
+from worker.dispatcher.prune import BATCH_SIZE as PRUNED_AT_ONCE
 from worker.dispatcher.prune import Prune
 from worker.dispatcher.relay import BATCH_SIZE, Relay, connect
 from worker.dispatcher.wakeup import Wakeup, listen
@@ -65,6 +66,7 @@ class Dispatcher:
         self._holder = f"{worker}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self._leads = threading.Event()
         self._looked_at: float | None = None  #: By the monotonic clock; None while another leads.
+        self._trim_at = 0.0  #: When the stream is trimmed again, by the monotonic clock.
         self._all_overdue_at = 0.0  #: When all that is overdue is looked for again, by the monotonic clock.
         self._stopped = threading.Event()
         self._wakeup = Wakeup()
@@ -201,11 +203,12 @@ class Dispatcher:
     def _prune_once(self) -> None:
         if not self._leads.is_set():
             self._stopped.wait(LOOK_EVERY_SECONDS)
-        elif self._prune.run_once():
-            self._stopped.wait(PRUNE_PAUSE_SECONDS)
-        else:
+            return
+        removed = self._prune.run_once()
+        if time.monotonic() >= self._trim_at:
             self._prune.trim_stream()
-            self._stopped.wait(PRUNE_EVERY_SECONDS)
+            self._trim_at = time.monotonic() + PRUNE_EVERY_SECONDS
+        self._stopped.wait(PRUNE_PAUSE_SECONDS if removed >= PRUNED_AT_ONCE else PRUNE_EVERY_SECONDS)
 
     def _life_once(self) -> None:
         upkeep.show_life(self._engine, self._worker, self._slots)

@@ -59,8 +59,9 @@ class Prune:
             if not still_leads(transaction, self._holder):
                 return
             oldest = transaction.value(select(now(-self._seconds)))
+        oldest_ms = max(0, int(oldest.timestamp() * 1000))  # RETENTION_DAYS may reach back before 1970.
         for stream in (self._stream, dead_stream_name(self._stream)):
-            self._client.xtrim(stream, minid=f"{int(oldest.timestamp() * 1000)}-0", approximate=True)
+            self._client.xtrim(stream, minid=f"{oldest_ms}-0", approximate=True)
 
 
 def _holds_external_id() -> Any:
