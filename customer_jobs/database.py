@@ -27,7 +27,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -64,6 +64,8 @@ _DRIVERS = {
 }
 
 TRUSTED_SECONDS = 1.0  #: A pooled connection that was in use so lately is not asked whether it still answers.
+
+READ_ONLY = "25006"  #: Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
 
 AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}  #: Every statement is a transaction by itself.
 
@@ -142,6 +144,7 @@ def open_engine(url: str | URL, *, schema: str | None = None, pool_size: int = 5
             connect_patiently(engine)
             event.listen(engine, "connect", _read_odd_times)
         event.listen(engine, "connect", _prepare_postgresql)
+        event.listen(engine, "handle_error", _leave_a_standby)
         _ping_unless_used_lately(engine)
     return in_our_schema(engine, schema)
 
@@ -297,6 +300,12 @@ def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_SECONDS}s'")
     connection.commit()
+
+
+def _leave_a_standby(context: ExceptionContext) -> None:
+    # As when a name led to the standby for a moment: it answers every ping, and would never be left.
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
 
 
 def _read_odd_times(connection: Any, _: ConnectionPoolEntry) -> None:

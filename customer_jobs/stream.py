@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
 
 from customer_jobs.environment import setting
@@ -55,6 +56,7 @@ def connect(url: str) -> Client:
             socket_timeout=SOCKET_TIMEOUT_SECONDS,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),  # The default of ten retries would hide an outage for a minute.
+            retry_on_error=[ReadOnlyError],  # Not tried again, but left: its name may lead to the new primary by now.
         )
         # What the URL's query says is understood only here.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)

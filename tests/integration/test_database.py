@@ -59,6 +59,18 @@ def test_a_connection_that_was_used_lately_is_not_asked_first(
     assert again, "one transaction met the broken connection, the next has another"
 
 
+def test_a_standby_is_left_for_whom_its_name_leads_to_by_now(engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+        connection.commit()
+
+    with pytest.raises(Unavailable, match="read-only transaction"), writing(engine) as transaction:
+        transaction.change(text("CREATE TABLE written (id int)"))
+
+    with writing(engine) as transaction:
+        transaction.change(text("CREATE TABLE written (id int)"))
+
+
 def test_the_connection_used_last_is_used_next(engine: Engine) -> None:
     with engine.connect(), engine.connect():
         pass

@@ -12,8 +12,9 @@ import pytest
 import redis
 from sqlalchemy import Engine, insert, update
 
+from customer_jobs import stream as consumers
 from customer_jobs.database import writing
-from customer_jobs.embedded import free_port
+from customer_jobs.embedded import free_port, wait_until
 from customer_jobs.schema import events
 from tests import servers
 from tests.builders import age, lead, rows
@@ -195,6 +196,29 @@ def test_a_redis_that_refuses_a_write_gets_the_events_later(
     relay.run_once()
 
     assert ids(client, stream) == added
+
+
+def test_a_redis_that_has_become_a_replica_is_left_for_whom_its_name_leads_to_by_now(
+    engine: Engine, tmp_path: Path, stream: str
+) -> None:
+    added = add_events(engine, 2)
+    with servers.start_redis(tmp_path) as server, connect(server.url) as client, consumers.connect(server.url) as other:
+        operator = redis.Redis.from_url(server.url)
+        relay = Relay(engine, client, stream, holder=lead(engine))
+        for of_ours in (client, other):
+            of_ours.set("written", "by us")
+        operator.replicaof("127.0.0.1", free_port())
+
+        for write in (relay.run_once, lambda: client.set("written", ""), lambda: other.set("written", "")):
+            with pytest.raises(redis.ReadOnlyError):
+                write()
+        wait_until(lambda: len(operator.client_list()) == 1, 5, "only the operator is connected")
+
+        operator.replicaof("NO", "ONE")
+        relay.run_once()
+
+        assert ids(client, stream) == added
+        operator.close()
 
 
 def test_what_a_redis_took_before_it_was_full_is_not_given_to_it_again(

@@ -7,6 +7,9 @@ from typing import Any
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
+from redis.retry import Retry
 from sqlalchemy import ColumnElement, Engine, Select, Update, bindparam, select, update
 
 from customer_jobs.database import alone, reading
@@ -30,9 +33,8 @@ def connect(url: str) -> redis.Redis:
         url,
         socket_timeout=REDIS_TIMEOUT_SECONDS,
         socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-        retry=None,
-        retry_on_error=[],
-        retry_on_timeout=False,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[ReadOnlyError],  # Not tried again, but left: its name may lead to the new primary by now.
     )
 
 
@@ -70,6 +72,8 @@ class Relay:
         taken = [row["seq"] for row, answer in zip(rows, answers, strict=True) if isinstance(answer, bytes | str)]
         count = self._mark(taken) if taken else 0
         if refusals:
+            if isinstance(refusals[0], ReadOnlyError):
+                self._client.connection_pool.disconnect()  # As above, which is not for pipelines.
             raise refusals[0]
         return count
 
