@@ -156,6 +156,24 @@ def test_too_many_at_an_endpoint_lowers_what_is_in_flight_there_and_nowhere_else
     assert rates(engine) == {"customer.create": RATE, "customer.fetch": RATE, "*": RATE}
 
 
+def test_a_clock_that_was_set_back_makes_no_ceiling_sink(
+    engine: Engine, sandbox: Sandbox, threads: ThreadPoolExecutor
+) -> None:
+    sandbox.set_limits(concurrency=AT_ONCE)
+    worker = Worker(engine, sandbox)
+    call(worker, sandbox, threads)
+    look(worker)
+    dispatch = worker.dispatch
+    let_pass(dispatch, -3600)
+    (ahead,) = dispatch._slowed_at.values()
+
+    look(worker)
+
+    assert min(dispatch._ceilings._ceilings.values()) >= 1
+    (slowed_at,) = dispatch._slowed_at.values()
+    assert ahead - slowed_at > timedelta(minutes=59), "what Stripe says counts again"
+
+
 def test_too_many_in_an_account_lowers_what_is_in_flight_in_all_its_lanes(
     engine: Engine, sandbox: Sandbox, threads: ThreadPoolExecutor
 ) -> None:

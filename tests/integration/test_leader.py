@@ -69,6 +69,14 @@ def test_the_lead_is_taken_over_when_it_has_run_out(engine: Engine) -> None:
     assert leads(engine, "b")
 
 
+def test_a_lead_of_before_the_clock_was_set_back_keeps_nobody_waiting(engine: Engine) -> None:
+    takes(engine, "a")
+    wait_out(engine, -3600)
+
+    assert takes(engine, "b")
+    assert not leads(engine, "a")
+
+
 def test_a_lead_that_is_given_up_is_free_at_once(engine: Engine) -> None:
     takes(engine, "a")
 

@@ -39,6 +39,7 @@ JOBS_PER_SPARE = 20
 COUNTED_FOR = timedelta(seconds=2)  #: These moments.
 PUBLISH_PAUSE_SECONDS = 1.0  #: After a failed publish, before the next try.
 ADAPT_EVERY_SECONDS = 0.2  #: How often Stripe's answers are looked at for limits.
+SLOWING_CONCERNS = timedelta(minutes=5)  #: No call takes longer that left before a slowing.
 SLOW_EVERY_SECONDS = 1.0  #: What Stripe says of a slower rate is heard before it is slowed again.
 UNKNOWN_AT_ONCE = 100  #: Jobs of an unknown kind that are ended in one look, of so many lanes.
 PAUSED_LANE_RESTS_SECONDS = 0.5  #: A pause that was lifted is noticed within a second.
@@ -231,7 +232,11 @@ class Dispatch:
         if 0 <= elapsed < ADAPT_EVERY_SECONDS:
             return
         self._adapted_at = present
-        self._ceilings.recover(elapsed)
+        self._ceilings.recover(max(elapsed, 0.0))  # The database's clock may have been set back.
+        # A slowing that lies ahead would leave every answer uncounted until then; an old one concerns none.
+        self._slowed_at = {
+            key: at for key, at in self._slowed_at.items() if timedelta(0) <= present - at < SLOWING_CONCERNS
+        }
         for limited in limited_lately(transaction, self._slowed_at):
             since_slowed = (present - self._slowed_at.get(limited.key, LONG_AGO)).total_seconds()
             if 0 <= since_slowed < SLOW_EVERY_SECONDS:

@@ -13,6 +13,7 @@ from customer_jobs.sql import now
 from customer_jobs.vocabulary import LOOK_COUNTS_SECONDS, Lease
 
 LEASE_SECONDS = 10  #: A leader that was killed is replaced within this and one look of the others.
+LONGEST_AHEAD_SECONDS = 60  #: A lease that lies further ahead is of a time before the database's clock was set back.
 RENEW_EVERY_SECONDS = 3  #: Two renewals may fail.
 LOOK_EVERY_SECONDS = 1  #: How often the others try to take it.
 
@@ -29,7 +30,11 @@ def _taking(dialect_name: str) -> Executable:
     taking: Executable = statement.on_conflict_do_update(
         index_elements=[leases.c.name],
         set_={"holder": new.holder, "expires_at": new.expires_at},
-        where=or_(leases.c.holder == new.holder, leases.c.expires_at < now()),
+        where=or_(
+            leases.c.holder == new.holder,
+            leases.c.expires_at < now(),
+            leases.c.expires_at > now(LONGEST_AHEAD_SECONDS),
+        ),
     ).returning(leases.c.holder)
     return taking
 
