@@ -52,10 +52,10 @@ class LeaseKeeper:
     def holding(self, claim: Claim) -> Iterator[None]:
         """Keep the lease of a claim until the block ends."""
         with self._lock:
-            self._held[claim.lease_token] = claim
             if not self._running:
-                self._running = True
                 threading.Thread(target=self._extend_forever, name="leases", daemon=True).start()
+                self._running = True  # Unless the system has no thread left: the next attempt may find one.
+            self._held[claim.lease_token] = claim
         try:
             yield
         finally:

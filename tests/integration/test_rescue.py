@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from sqlalchemy import Engine, delete, insert
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, writing
+from customer_jobs.embedded import wait_until
 from customer_jobs.lanes import LONGEST_LEASE_SECONDS
 from customer_jobs.lifecycle import Claim
 from customer_jobs.sandbox import Sandbox
@@ -31,8 +33,10 @@ from tests.builders import (
     ledger,
     rows,
 )
+from worker import leases
 from worker.app import retry_of
 from worker.dispatcher.upkeep import RESCUE_AT_ONCE, Overdue, overdue, rescue
+from worker.leases import LeaseKeeper
 from worker.retry import CREATE_WINDOW, RetryPolicy
 
 TOKEN = "0b1c9f1e-5b0c-4b55-9d2f-0c8b1b0f6a1d"
@@ -79,6 +83,26 @@ def abandoned_fetch(engine: Engine, job_id: str | None = None, seconds: float = 
     held = claimed(engine, job_id or add_fetch(engine), may_create=False)
     later(engine, seconds, held.job["id"])
     return str(held.job["id"])
+
+
+def test_leases_are_extended_although_no_thread_could_be_started_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = claimed(engine)
+    keeper = LeaseKeeper(engine)
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError), keeper.holding(held):
+            pytest.fail("it holds nothing")
+
+    monkeypatch.setattr(leases, "EXTEND_EVERY_SECONDS", 0.01)
+    before = job_row(engine, held.job["id"])["lease_expires_at"]
+    with keeper.holding(held):
+        wait_until(lambda: job_row(engine, held.job["id"])["lease_expires_at"] > before, 10, "the lease is extended")
+
+
+def refuse(_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def test_a_message_that_nobody_took_is_sent_again(engine: Engine, worker: Worker) -> None:
