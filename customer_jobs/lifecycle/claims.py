@@ -22,7 +22,8 @@ LEASE_SECONDS = 15  #: A worker that was killed is noticed within this; it exten
 def read(transaction: Transaction, job_id: str) -> Row | None:
     """The row of a job, whatever its state.
 
-    Beside its columns: `read_at`, by the database's clock, and of its credential `key_paused_at` and `key_fingerprint`.
+    Beside its columns: `read_at`, by the database's clock, and of its credential `key_paused_at`, `key_fingerprint` and
+    `account_id`.
     """
     return transaction.row(_reading(), {"jobs_id": job_id})
 
@@ -30,7 +31,11 @@ def read(transaction: Transaction, job_id: str) -> Row | None:
 # The statements that every job passes are built once: building them anew took longer than executing them.
 @cache
 def _reading() -> Executable:
-    of_credential = (credentials.c.paused_at.label("key_paused_at"), credentials.c.key_fingerprint)
+    of_credential = (
+        credentials.c.paused_at.label("key_paused_at"),
+        credentials.c.key_fingerprint,
+        credentials.c.account_id,
+    )
     return (
         select(*jobs.c, now().label("read_at"), *of_credential)
         .outerjoin(credentials, credentials.c.name == jobs.c.credential)

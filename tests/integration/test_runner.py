@@ -35,6 +35,7 @@ from tests.builders import (
     rows,
 )
 from tests.proxy import Proxy
+from worker.credentials import Key, bind
 from worker.gateway import fingerprint
 from worker.retry import RetryPolicy
 from worker.runner import Runner
@@ -310,6 +311,21 @@ def test_a_changed_key_makes_no_second_call(engine: Engine, worker: Worker, sand
     assert len(sandbox.requests) == 1
     assert row["first_sent_at"] is not None
     assert row["sent_to"] == fingerprint(KEY)
+
+
+def test_an_account_that_another_worker_learnt_is_the_one_the_create_was_sent_to(
+    engine: Engine, worker: Worker
+) -> None:
+    job_id = create_meeting(engine, "reset_after")
+    worker.dispatch_and_attempt(job_id)
+    change(engine, job_id, sent_to="acct_shop")
+    key = Key("default", fingerprint(KEY), livemode=False, account_id="acct_shop")
+    with writing(engine) as transaction:
+        bind(transaction, [key])
+
+    worker.dispatch_and_attempt(job_id)
+
+    assert job_row(engine, job_id)["state"] == State.SUCCEEDED
 
 
 def test_a_changed_key_hinders_nothing_that_was_certainly_not_executed(
