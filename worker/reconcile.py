@@ -26,6 +26,7 @@ from worker.answers import Answered, KeyRefused, NotAnswered, RateLimited, Rejec
 from worker.credentials import pause
 from worker.gateway import Gateway
 from worker.record import LATE, Recorded, entry_for, entry_of_success, fail, wait
+from worker.retry import CAP_SECONDS
 
 LOOKS = 3  #: A request that timed out may still be under way at Stripe while we look.
 LOOK_PAUSE_SECONDS = 60.0  #: Three looks over two minutes.
@@ -127,7 +128,9 @@ def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswe
         limited = isinstance(looked, RateLimited)
         entry = entry_for(Verdict.RATE_LIMITED if limited else Verdict.RETRY, looked, duration_ms)
         # Whoever cannot look knows no more than before; looking again costs nothing but time.
-        return wait(transaction, held, replace(entry, ambiguous=False), looked.problem, LOOK_PAUSE_SECONDS)
+        tries = 0 if limited else lifecycle.tries_since_sent(transaction, held)
+        pause_seconds = min(LOOK_PAUSE_SECONDS * 2.0 ** min(tries, 10), CAP_SECONDS)
+        return wait(transaction, held, replace(entry, ambiguous=False), looked.problem, pause_seconds)
     if looked.customers:
         return _adopt(transaction, held, looked, duration_ms)
     looks, was_sent = lifecycle.looks_since_sent(transaction, held, NOT_FOUND_YET)

@@ -21,7 +21,14 @@ from customer_jobs.lifecycle.leases import (
     start_reconciling,
     take_back,
 )
-from customer_jobs.lifecycle.ledger import Past, complete_attempt, looks_since_sent, may_be_executed, past
+from customer_jobs.lifecycle.ledger import (
+    Past,
+    complete_attempt,
+    looks_since_sent,
+    may_be_executed,
+    past,
+    tries_since_sent,
+)
 
 __all__ = [
     "LEASE_SECONDS",
@@ -57,4 +64,5 @@ __all__ = [
     "suggest",
     "suggested",
     "take_back",
+    "tries_since_sent",
 ]

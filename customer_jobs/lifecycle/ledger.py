@@ -67,12 +67,24 @@ def past(transaction: Transaction, held: Claim, entry: Entry) -> Past:
 
 def looks_since_sent(transaction: Transaction, held: Claim, error_code: str) -> tuple[int, bool]:
     """How many attempts ended with this code of ours since the create was last sent, and whether it was ever sent."""
-    of_job = (attempts.c.job_id == held.job["id"], attempts.c.number < held.number)
-    sent = transaction.value(
-        select(func.max(attempts.c.number)).where(*of_job, attempts.c.idempotency_key.is_not(None))
-    )
-    since = (attempts.c.number > (sent or 0), attempts.c.error_code == error_code)
-    return int(transaction.value(select(func.count()).select_from(attempts).where(*of_job, *since))), sent is not None
+    sent = _last_sent(transaction, held)
+    these = (*_before(held), attempts.c.number > (sent or 0), attempts.c.error_code == error_code)
+    return int(transaction.value(select(func.count()).select_from(attempts).where(*these))), sent is not None
+
+
+def tries_since_sent(transaction: Transaction, held: Claim) -> int:
+    """How many attempts have ended since the create was last sent."""
+    return held.number - 1 - (_last_sent(transaction, held) or 0)
+
+
+def _last_sent(transaction: Transaction, held: Claim) -> int | None:
+    sent = select(func.max(attempts.c.number)).where(*_before(held), attempts.c.idempotency_key.is_not(None))
+    number: int | None = transaction.value(sent)
+    return number
+
+
+def _before(held: Claim) -> tuple[ColumnElement[bool], ...]:
+    return attempts.c.job_id == held.job["id"], attempts.c.number < held.number
 
 
 def may_be_executed() -> ColumnElement[bool]:

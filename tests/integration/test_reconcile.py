@@ -8,11 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from structlog.testing import capture_logs
 
 from customer_jobs import lifecycle
-from customer_jobs.database import writing
+from customer_jobs.database import reading, writing
 from customer_jobs.problems import OUTCOME_UNKNOWN
 from customer_jobs.producer import CustomerJobs
 from customer_jobs.request import Request
@@ -538,11 +538,32 @@ def test_whoever_cannot_look_looks_again(engine: Engine, worker: Worker, sandbox
     worker.dispatch_and_attempt(job_id)
     sandbox.faults.add(fault, method="GET", times=5)  # More often than it looks in vain.
 
-    job = settle(worker, job_id, minutes=8)
+    job = settle(worker, job_id, minutes=40)
 
     assert (job["outcome"], job["customer_id"]) == ("adopted", the_customer(sandbox)["id"])
     assert len(sends(sandbox)) == 1
     assert (len(looks(sandbox)), len(ledger(engine, job_id))) == (6, 7)
+
+
+@pytest.mark.parametrize("fault", ["rate_limit", "500"])
+def test_looks_that_stripe_does_not_answer_become_rarer(
+    engine: Engine, worker: Worker, sandbox: Sandbox, fault: str
+) -> None:
+    job_id = add_create(engine, "500_after", max_attempts=1)
+    worker.dispatch_and_attempt(job_id)
+    sandbox.faults.add(fault, method="GET")
+    later(engine, 2, job_id)
+
+    minutes = []
+    for _ in range(8):
+        worker.work()
+        with reading(engine) as transaction:
+            left = job_row(engine, job_id)["due_at"] - transaction.value(select(now()))
+        minutes.append(round(left.total_seconds() / 60))
+        later(engine, left.total_seconds() + 1, job_id)
+
+    # What has its turn at a limit waits for that; what is away may be away for hours.
+    assert minutes == ([1] * 8 if fault == "rate_limit" else [1, 2, 4, 8, 16, 32, 60, 60])
 
 
 def test_a_key_refused_while_looking_pauses_and_the_look_follows(
