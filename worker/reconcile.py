@@ -30,6 +30,7 @@ from worker.retry import CAP_SECONDS
 
 LOOKS = 3  #: A request that timed out may still be under way at Stripe while we look.
 LOOK_PAUSE_SECONDS = 60.0  #: Three looks over two minutes.
+OFTEN = 5  #: Looks that Stripe does not answer before they become rarer: it may be away for hours.
 WINDOW = timedelta(minutes=10)  #: Around an attempt, for clocks that disagree and requests that dawdle.
 PAGE_SIZE = 100  #: Stripe's largest page. Source: https://docs.stripe.com/api/pagination
 NOT_FOUND_YET = "customer_not_found_yet"
@@ -129,7 +130,8 @@ def record_look(transaction: Transaction, held: Claim, looked: Looked | NotAnswe
         entry = entry_for(Verdict.RATE_LIMITED if limited else Verdict.RETRY, looked, duration_ms)
         # Whoever cannot look knows no more than before; looking again costs nothing but time.
         tries = 0 if limited else lifecycle.tries_since_sent(transaction, held)
-        pause_seconds = min(LOOK_PAUSE_SECONDS * 2.0 ** min(tries, 10), CAP_SECONDS)
+        rarer = 2.0 ** min(max(tries - OFTEN, 0), 10)
+        pause_seconds = min(LOOK_PAUSE_SECONDS * rarer, CAP_SECONDS)
         return wait(transaction, held, replace(entry, ambiguous=False), looked.problem, pause_seconds)
     if looked.customers:
         return _adopt(transaction, held, looked, duration_ms)
