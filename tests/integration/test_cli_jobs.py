@@ -348,8 +348,16 @@ def test_show_with_a_customers_id_says_where_to_look(line: CommandLine) -> None:
     assert "customer-jobs list --request req_1" in refused(line.run("show", "req_1"))
 
 
+def made_seconds_ago(line: CommandLine, *ages: tuple[Job, float]) -> None:
+    """SQLite's clock has milliseconds: jobs made in one of them would be in any order."""
+    with writing(line.engine) as transaction:
+        for job, age_seconds in ages:
+            transaction.change(update(jobs).where(jobs.c.id == job.id).values(created_at=now(-age_seconds)))
+
+
 def test_list_shows_the_latest_first(line: CommandLine) -> None:
     made = [line.jobs.create_customer({"name": str(number)}) for number in range(3)]
+    made_seconds_ago(line, (made[0], 20), (made[1], 10))
 
     table, documents = line.run("list"), line.run("list", "--json")
 
@@ -363,10 +371,7 @@ def test_list_keeps_what_is_asked_for(line: CommandLine) -> None:
     fetch = line.jobs.fetch_customer("cus_1", credential="eu")
     gone = line.jobs.create_customer({"name": "Julia"})
     line.jobs.cancel(gone.id)
-    # SQLite's clock has milliseconds: three jobs in one of them would be in any order.
-    with writing(line.engine) as transaction:
-        for job, age_seconds in ((create, 20), (fetch, 10)):
-            transaction.change(update(jobs).where(jobs.c.id == job.id).values(created_at=now(-age_seconds)))
+    made_seconds_ago(line, (create, 20), (fetch, 10))
 
     for flags, wanted in {
         ("--state", "queued"): {create.id, fetch.id},
