@@ -15,7 +15,7 @@ from customer_jobs.broker import PREFIX, QUEUE
 from customer_jobs.checks import Check, at_once, fail, ok, out_of_reach, refused_by_redis
 from customer_jobs.database import Transaction, reading
 from customer_jobs.errors import Unavailable
-from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, lanes_with_work
+from customer_jobs.lanes import LANE_COLUMNS, Endpoint, Lane, is_alive, lanes_with_work
 from customer_jobs.limits import Limit, limits
 from customer_jobs.schema import events, is_in_flight, is_waiting, jobs, leases, workers
 from customer_jobs.sql import now
@@ -96,7 +96,7 @@ def _seen(engine: Engine) -> Seen:
         held = {row["name"]: row for row in transaction.rows(select(*leases.c))}
         lead, looks = held.get(Lease.LEAD), held.get(Lease.LOOKS)
         alive = (func.count().label("workers"), func.coalesce(func.sum(workers.c.slots), 0).label("threads"))
-        (living,) = transaction.rows(select(*alive).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS)))
+        (living,) = transaction.rows(select(*alive).where(is_alive()))
         running = select(func.count()).where(is_in_flight(), jobs.c.state == State.RUNNING)
         overdue = select(func.count()).where(is_in_flight(), jobs.c.lease_expires_at < now(-RESCUED_SECONDS))
         unpublished = select(events.c.created_at).where(events.c.published_at.is_(None)).order_by(events.c.seq).limit(1)

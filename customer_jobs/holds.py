@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import func, select
 
 from customer_jobs.database import Transaction
-from customer_jobs.lanes import LANE_COLUMNS, WHOLE_ACCOUNT, Endpoint, Lane, account_of
+from customer_jobs.lanes import LANE_COLUMNS, WHOLE_ACCOUNT, Endpoint, Lane, account_of, is_alive
 from customer_jobs.schema import credentials, is_in_flight, is_waiting, jobs, lanes, leases, workers
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import KEY_REFUSED, WORKER_SILENT_SECONDS, Lease, State
+from customer_jobs.vocabulary import KEY_REFUSED, Lease, State
 
 #: Where jobs wait for a limit the dispatcher takes each token within so long after it has come: more than come in that
 #: time are left over only where jobs wait for something else. A full bucket holds twice as many.
@@ -96,7 +96,7 @@ class Holds:
 
 def holds(transaction: Transaction) -> Holds:
     """What holds jobs back now."""
-    threads = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
+    threads = select(func.coalesce(func.sum(workers.c.slots), 0)).where(is_alive())
     running = select(func.count()).select_from(jobs).where(is_in_flight(), jobs.c.state == State.RUNNING)
     leading = select(func.count()).where(leases.c.name == Lease.LEAD, leases.c.expires_at > now())
     return Holds(

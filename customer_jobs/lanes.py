@@ -25,9 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.types import NullType
 
 from customer_jobs.database import Transaction
-from customer_jobs.schema import is_in_flight, is_waiting, job_account, jobs
+from customer_jobs.schema import is_in_flight, is_waiting, job_account, jobs, workers
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import Priority
+from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Priority
 
 RECONCILE = "customer.list"  #: The endpoint that reconciling jobs call.
 LEASE_COUNTS_SECONDS = 3  #: A lease that ran out longer ago should have been rescued; nobody is at work on its job.
@@ -202,6 +202,11 @@ def is_leased() -> ColumnElement[bool]:
     `jobs_in_flight` for each lease there was since, and a count without one walks over all of them.
     """
     return and_(is_in_flight(), jobs.c.lease_expires_at.between(now(-LEASE_COUNTS_SECONDS), now(LONGEST_LEASE_SECONDS)))
+
+
+def is_alive() -> ColumnElement[bool]:
+    """Workers that have lately shown a sign of life; one that lies ahead is older than a clock that was set back."""
+    return workers.c.seen_at.between(now(-WORKER_SILENT_SECONDS), now(WORKER_SILENT_SECONDS))
 
 
 def is_leased_for_too_long() -> ColumnElement[bool]:

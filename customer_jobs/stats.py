@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import Engine, func, select
 
 from customer_jobs.database import reading
-from customer_jobs.lanes import WHOLE_ACCOUNT
+from customer_jobs.lanes import WHOLE_ACCOUNT, is_alive
 from customer_jobs.limits import limits
 from customer_jobs.schema import events, is_waiting, jobs, leases, workers
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Lease
+from customer_jobs.vocabulary import Lease
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,7 @@ def stats(engine: Engine) -> Stats:
             if each.waiting and each.held_by is not None and each.endpoint != WHOLE_ACCOUNT
         )
         lead = transaction.rows(select(leases.c.holder).where(leases.c.name == Lease.LEAD, leases.c.expires_at > now()))
-        alive = transaction.rows(
-            select(*workers.c).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS)).order_by(workers.c.name)
-        )
+        alive = transaction.rows(select(*workers.c).where(is_alive()).order_by(workers.c.name))
 
     def ago(moment: datetime | None) -> float | None:
         return None if moment is None else max(0.0, round((present - moment).total_seconds(), 3))

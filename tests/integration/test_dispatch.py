@@ -263,14 +263,15 @@ def test_where_jobs_leave_fast_a_few_may_wait_for_a_thread(left: int, spare: int
     assert spare_jobs(deque([(older, 1000), (lately, left)]), present) == spare
 
 
-def test_the_threads_of_all_live_workers_count(engine: Engine) -> None:
+@pytest.mark.parametrize("seen_seconds_ago", [11, -3600])  # The second before the database's clock was set back.
+def test_the_threads_of_all_live_workers_count(engine: Engine, seen_seconds_ago: float) -> None:
     for _ in range(40):
         add_job(engine)
     table = Table(engine, slots=8)
     add_worker(engine, slots=4, name="w2")
     add_worker(engine, slots=100, name="silent")
     with writing(engine) as transaction:
-        transaction.change(update(workers).where(workers.c.name == "silent").values(seen_at=now(-11)))
+        transaction.change(update(workers).where(workers.c.name == "silent").values(seen_at=now(-seen_seconds_ago)))
 
     for _ in range(3):
         table.look()

@@ -16,11 +16,11 @@ from sqlalchemy import Engine, Select, bindparam, func, select
 
 from customer_jobs import lifecycle
 from customer_jobs.database import Transaction, reading, writing
-from customer_jobs.lanes import Endpoint, Lane, add, by_endpoint, in_flight, is_leased
+from customer_jobs.lanes import Endpoint, Lane, add, by_endpoint, in_flight, is_alive, is_leased
 from customer_jobs.problems import INVALID_PAYLOAD, Problem
 from customer_jobs.schema import credentials, jobs, workers
 from customer_jobs.sql import now
-from customer_jobs.vocabulary import WORKER_SILENT_SECONDS, Kind
+from customer_jobs.vocabulary import Kind
 from worker.dispatcher.allowance import Allowance
 from worker.dispatcher.ceilings import Ceilings
 from worker.dispatcher.due import LONG_AGO, Candidate, next_jobs
@@ -279,7 +279,7 @@ def _survey(transaction: Transaction, holder: str) -> dict[str, Any]:
 
 @cache
 def _survey_query() -> Select[Any]:
-    alive = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > now(-WORKER_SILENT_SECONDS))
+    alive = select(func.coalesce(func.sum(workers.c.slots), 0)).where(is_alive())
     paused = select(func.aggregate_strings(credentials.c.name, ",")).where(credentials.c.paused_at.is_not(None))
     under_way = select(func.count()).select_from(jobs).where(is_leased())
     return select(
