@@ -276,6 +276,28 @@ def eyes(database_url: str) -> Iterator[Engine]:
     eyes.dispose()
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_word_of_stripes_after_the_job_was_pruned_breaks_no_promise(
+    engine: Engine, eyes: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_ATTEMPTS", "2")
+    add_seams(engine)
+    machine = type("Machine", (Machine,), {"engine": engine, "eyes": eyes, "seen": Counter[str]()})()
+    machine.begin(draw=0.0, most="2", links=False, creates=[(None, None)])
+    machine.enqueue_create(email=None, external_id=None, harm=NONE)
+    machine.attempt_and_fail(fault="500_after", number=0)
+    machine.attempt_and_die(fault=None, number=0, seam=1)
+    machine.attempt_and_fail(fault="500_after", number=0)
+    machine.attempt_and_stop(fault="400", number=0, seam=2, silent=False)
+    machine.go_on(harm=NONE, number=0)
+    machine.prune(harm=NONE, holder="a")
+
+    machine.teardown()
+
+    assert machine.seen["failed outcome_unknown"] == 1
+    assert machine.seen["pruned"] == 1
+
+
 @pytest.mark.timeout(1800)
 def test_no_harm_at_any_statement_breaks_a_promise(
     engine: Engine, eyes: Engine, database: str, monkeypatch: pytest.MonkeyPatch

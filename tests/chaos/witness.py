@@ -13,7 +13,7 @@ from customer_jobs.problems import OUTCOME_UNKNOWN
 from customer_jobs.sandbox import Sandbox
 from customer_jobs.vocabulary import FINAL_STATES, State
 from tests.builders import Row
-from tests.chaos.invariants import MADE, World, broken_at_the_end, broken_now, look
+from tests.chaos.invariants import DELETED, MADE, World, broken_at_the_end, broken_now, look
 
 SAME = ("state", "outcome", "customer_id", "attempt")  #: What never changes of a final job.
 
@@ -51,13 +51,13 @@ class Witness:
         return broken_at_the_end(self._with_pruned(look(self._engine, self._sandbox))) + missing
 
     def _with_pruned(self, world: World) -> World:
-        """The world with what pruning deleted or emptied, as it was, under the mark of the latter."""
+        """The world with what pruning deleted or emptied, as it was, under marks where the latter has its own."""
         emptied = {}
         for job_id, was in self._final.items():
             now_is = world.jobs.get(job_id)
             if now_is is None or now_is["body_digest"] is not None:
                 changed = {name: now_is[name] for name in (*SAME, "external_id")} if now_is is not None else {}
-                emptied[job_id] = was | changed | {"body_digest": "pruned"}
+                emptied[job_id] = was | changed | {"body_digest": DELETED if now_is is None else "emptied"}
         return replace(world, jobs={**world.jobs, **emptied})
 
     def _stays_there(self, world: World) -> Iterator[str]:
