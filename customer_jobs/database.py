@@ -304,7 +304,8 @@ def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
 
 def _leave_a_standby(context: ExceptionContext) -> None:
     # As when a name led to the standby for a moment: it answers every ping, and would never be left.
-    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+    error = context.original_exception
+    if READ_ONLY in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None)):  # psycopg 3, psycopg2.
         context.is_disconnect = True
 
 

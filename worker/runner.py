@@ -113,7 +113,7 @@ class Runner:
             self._postpone(job, ELSEWHERE_PAUSE_SECONDS)
             return None
         # Another worker may have learnt whose key this is, where Stripe did not answer this one at its start.
-        learnt = (job["account_id"],) if job["key_fingerprint"] == key else ()
+        learnt = (job["account_id"],) if job["account_id"] and job["key_fingerprint"] == key else ()
         if _sent_elsewhere(job, (*self._gateway.identities(request.credential), *learnt)):
             message = "the key belongs to another account than the one that the create was sent to"
             return self._refuse(job, Problem("api_error", OUTCOME_UNKNOWN, message), worker)

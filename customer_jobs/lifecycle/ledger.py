@@ -73,8 +73,10 @@ def looks_since_sent(transaction: Transaction, held: Claim, error_code: str) -> 
 
 
 def tries_since_sent(transaction: Transaction, held: Claim) -> int:
-    """How many attempts have ended since the create was last sent."""
-    return held.number - 1 - (_last_sent(transaction, held) or 0)
+    """How many attempts have led to another since the create was last sent, but for those that a limit turned away."""
+    these = (*_before(held), attempts.c.number > (_last_sent(transaction, held) or 0))
+    retried = select(func.count()).select_from(attempts).where(*these, attempts.c.verdict == Verdict.RETRY.value)
+    return int(transaction.value(retried))
 
 
 def _last_sent(transaction: Transaction, held: Claim) -> int | None:

@@ -206,8 +206,8 @@ class Dispatcher:
             return
         removed = self._prune.run_once()
         if time.monotonic() >= self._trim_at:
-            self._prune.trim_stream()
             self._trim_at = time.monotonic() + PRUNE_EVERY_SECONDS
+            self._prune.trim_stream()
         self._stopped.wait(PRUNE_PAUSE_SECONDS if removed >= PRUNED_AT_ONCE else PRUNE_EVERY_SECONDS)
 
     def _life_once(self) -> None:
