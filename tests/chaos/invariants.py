@@ -22,8 +22,8 @@ from tests.builders import Row, rows
 Json = dict[str, Any]
 Invariant = Callable[["World"], Iterator[str]]
 
-#: How a create ends that made a customer of its own.
 DELETED = "deleted"  #: The body digest, for a witness, of a job that pruning has deleted.
+#: How a create ends that made a customer of its own.
 MADE = {Outcome.CREATED, Outcome.REPLAYED, Outcome.ADOPTED}
 
 
