@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import BindParameter, ColumnElement, Executable, Select, bindparam, exists, or_, select, update
 
 from customer_jobs.database import Transaction, insert_of
+from customer_jobs.lanes import LONGEST_LEASE_SECONDS
 from customer_jobs.schema import leases
 from customer_jobs.sql import now
 from customer_jobs.vocabulary import LOOK_COUNTS_SECONDS, Lease
 
 LEASE_SECONDS = 10  #: A leader that was killed is replaced within this and one look of the others.
-LONGEST_AHEAD_SECONDS = 60  #: A lease that lies further ahead is of a time before the database's clock was set back.
 RENEW_EVERY_SECONDS = 3  #: Two renewals may fail.
 LOOK_EVERY_SECONDS = 1  #: How often the others try to take it.
 
@@ -33,7 +33,7 @@ def _taking(dialect_name: str) -> Executable:
         where=or_(
             leases.c.holder == new.holder,
             leases.c.expires_at < now(),
-            leases.c.expires_at > now(LONGEST_AHEAD_SECONDS),
+            leases.c.expires_at > now(LONGEST_LEASE_SECONDS),
         ),
     ).returning(leases.c.holder)
     return taking
